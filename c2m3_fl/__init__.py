@@ -1,0 +1,1 @@
+"""Cycle-consistent multi-model merging for federated learning."""

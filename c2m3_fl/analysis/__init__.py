@@ -1,0 +1,1 @@
+"""Analysis of merged networks: barriers, cycle errors, similarities."""

@@ -1,0 +1,1 @@
+"""Matching: finding the permutations into the universe, one algorithm a file."""
