@@ -249,7 +249,9 @@ class PermutationSpec:
             Naming the tensor that is missing, unknown or of another shape.
         """
         if missing := sorted(set(self.tensors) - set(state_dict)):
-            raise SpecError(f"the state dict lacks {_some(missing)}, which the spec lists: is it another network's spec?")
+            raise SpecError(
+                f"the state dict lacks {_some(missing)}, which the spec lists: is it another network's spec?"
+            )
         if unknown := sorted(set(state_dict) - set(self.tensors)):
             raise SpecError(f"the state dict has {_some(unknown)}, which the spec does not list")
         for name, axes in self.tensors.items():
@@ -350,7 +352,7 @@ class PermutationSpec:
         except json.JSONDecodeError as error:
             raise SpecError(f"not a permutation spec: the text is no JSON ({error})") from error
         if not isinstance(document, dict) or document.get("format") != _FORMAT:
-            raise SpecError(f"not a permutation spec: the JSON lacks \"format\": \"{_FORMAT}\"")
+            raise SpecError(f'not a permutation spec: the JSON lacks "format": "{_FORMAT}"')
         if document.get("version") != _VERSION:
             raise SpecError(
                 f"the spec has version {document.get('version')}, this release reads {_VERSION}: make it again"
