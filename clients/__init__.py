@@ -1,0 +1,1 @@
+"""The Flower ClientApp: data and their partitions, models, local training."""
