@@ -1,0 +1,75 @@
+"""The correction of one site: a scale and a shift per channel, folded into the layer's own parameters."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from c2m3_fl.repair.moments import Moments, Statistics
+from c2m3_fl.repair.sites import fold
+
+MAX_GAIN = 1e3
+"""A channel whose spread is more than this factor below its goal is constant but for rounding: it is only shifted."""
+
+
+def correct(layer: nn.Module, current: Statistics, goal: Statistics) -> None:
+    """Move the layer's output from its current statistics to the goal, in place.
+
+    ``scale = goal.std / current.std`` and ``shift = goal.mean - scale * current.mean``; where the current standard
+    deviation is zero or next to it, the scale is one.
+    """
+    device = next(layer.parameters(recurse=False)).device
+    mean, std = current.mean.to(device), current.std.to(device)
+    goal_mean, goal_std = goal.mean.to(device), goal.std.to(device)
+    varies = std * MAX_GAIN > goal_std
+    scale = torch.where(varies, goal_std / torch.where(varies, std, 1.0), 1.0)
+    fold(layer, scale, goal_mean - scale * mean)
+
+
+def set_running_statistics(layer: nn.Module, inputs: Moments) -> None:
+    """Set BatchNorm's running statistics to those of its inputs.
+
+    As in PyTorch's training mode, ``running_var`` is the unbiased variance. ``num_batches_tracked`` stays: it counts
+    the batches the clients have trained on.
+    """
+    running_mean, running_var = _running(layer)
+    running_mean.copy_(inputs.mean)
+    running_var.copy_(inputs.variance * (inputs.count / max(1, inputs.count - 1)))
+
+
+def batch_norm_output(layer: nn.Module, inputs: Moments) -> Moments:
+    """Moments of the output of a BatchNorm in evaluation mode: an affine map of its input, channel by channel."""
+    running_mean, running_var = _running(layer)
+    gain = torch.rsqrt(running_var.double() + _eps(layer))
+    offset = torch.zeros_like(gain)
+    if isinstance(layer.weight, Tensor):
+        gain = gain * layer.weight.double()
+    if isinstance(layer.bias, Tensor):
+        offset = layer.bias.double()
+    return Moments(inputs.count, gain * (inputs.mean - running_mean.double()) + offset, gain.square() * inputs.variance)
+
+
+def batch_norm_input(layer: nn.Module, output: Statistics) -> Statistics | None:
+    """Statistics of the input that gave a BatchNorm's output, or None where a channel's weight is zero."""
+    running_mean, running_var = _running(layer)
+    assert isinstance(layer.weight, Tensor)
+    assert isinstance(layer.bias, Tensor)
+    weight = layer.weight.double()
+    if bool((weight == 0).any()):
+        return None
+    gain = weight * torch.rsqrt(running_var.double() + _eps(layer))
+    mean, std = output.mean.to(gain.device), output.std.to(gain.device)
+    return Statistics((mean - layer.bias.double()) / gain + running_mean.double(), std / gain.abs())
+
+
+def _running(layer: nn.Module) -> tuple[Tensor, Tensor]:
+    running_mean, running_var = layer.running_mean, layer.running_var
+    assert isinstance(running_mean, Tensor)
+    assert isinstance(running_var, Tensor)
+    return running_mean, running_var
+
+
+def _eps(layer: nn.Module) -> float:
+    eps = layer.eps
+    assert isinstance(eps, float)
+    return eps

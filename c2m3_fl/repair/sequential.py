@@ -1,0 +1,195 @@
+r"""REPAIR: give a merged network the activation statistics of the networks it was merged from.
+
+Averaging neurons that agree only in part shrinks the spread of their activations, layer after layer. REPAIR (Jordan,
+Sedghi, Saukh, Entezari and Neyshabur, "REPAIR: REnormalizing Permuted Activations for Interpolation Repair", ICLR 2023)
+restores, per channel, the endpoints' averaged mean and standard deviation:
+
+.. math:: \mathrm{E}[X] = \sum_p w_p \mathrm{E}[X_p], \qquad \mathrm{std}(X) = \sum_p w_p \,\mathrm{std}(X_p)
+
+(C2M3, section A.4, Eqs. 7-8, for n clients). Nothing is inserted: every correction folds into parameters that the
+layer has (`c2m3_fl.repair.sites`), so the state dict keeps its keys, shapes and dtypes.
+
+The sites are corrected in the order of the forward pass, each before its output reaches the next layer. So one sweep is
+exact: afterwards every corrected site has its goal on the calibration set.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from c2m3_fl.device import resolve_device
+from c2m3_fl.repair.calibration import Calibration, read_batches
+from c2m3_fl.repair.correction import batch_norm_output, correct, set_running_statistics
+from c2m3_fl.repair.errors import RepairError
+from c2m3_fl.repair.moments import Moments, Statistics, check_finite, goal, measure_sites, normalise
+from c2m3_fl.repair.network import Architecture, Hook, Network, private_network
+from c2m3_fl.repair.sites import Site, has_running_statistics
+
+_log = logging.getLogger(__name__)
+
+Method = Literal["repair", "recalibrate"]
+
+
+def repair(
+    module: Architecture,
+    merged: Mapping[str, Tensor],
+    endpoints: Sequence[Mapping[str, Tensor]],
+    calibration: Calibration,
+    *,
+    weights: Sequence[float] | Tensor | None = None,
+    method: Method = "repair",
+    output_layer: bool = False,
+    device: str | torch.device = "auto",
+) -> dict[str, Tensor]:
+    """Repair the activations of a merged network.
+
+    Parameters
+    ----------
+    module
+        The architecture, or a function without arguments that builds it. It is left as it is.
+    merged
+        The merged network's state dict.
+    endpoints
+        The clients' state dicts, mapped to the universe: neuron by neuron what was averaged.
+    calibration
+        Inputs: one tensor, or an iterable of batches (tensors, or tuples that begin with one). The result does not
+        depend on the division into batches, the memory does: a tensor is one batch, the fastest; split a large one.
+    weights
+        Per client a weight, such as its number of examples; equal ones for None. Only their ratios matter, and a client
+        of weight zero is ignored.
+    method
+        `"repair"`, or `"recalibrate"` to recompute BatchNorm's running statistics and nothing else (also known as
+        resetting them).
+    output_layer
+        Whether the last layer, such as a classifier's logits, is corrected too.
+    device
+        `"auto"`, or any device that torch knows.
+
+    Returns
+    -------
+    dict
+        The repaired state dict: keys, their order, shapes, dtypes and devices as in `merged`.
+
+    Raises
+    ------
+    RepairError
+        If an input is unusable; the message says which and where.
+
+    Notes
+    -----
+    A layer that one forward pass calls several times is corrected once, by statistics pooled over the calls: exact
+    unless a later call's input depends on an earlier call's output.
+    """
+    if method not in get_args(Method):
+        raise RepairError(f"unknown method {method!r}; use one of {', '.join(map(repr, get_args(Method)))}")
+    shares = normalise(weights, len(endpoints))
+    batches = read_batches(calibration)
+    with private_network(module, resolve_device(device)) as network:
+        for index, endpoint in enumerate(endpoints):
+            network.check(endpoint, f"endpoint {index}")
+        network.load(merged, "the merged network")
+        sites = network.sites(batches[0])
+        goals: dict[str, Statistics] = {}
+        if method == "repair":
+            chosen = [site for site in sites if output_layer or not site.is_output]
+            goals = _goals(network, chosen, endpoints, shares, batches)
+            network.load(merged, "the merged network")
+        todo = [s for s in sites if s.name in goals or has_running_statistics(network.layer(s))]
+        if not todo:
+            _log.warning("the module has no layer that %s could correct; the merged network stays as it is", method)
+        sweep = _Sweep(network, todo, goals, len(batches))
+        sweep.run(batches)
+        return network.export(merged, [network.layer(site) for site in todo])
+
+
+def _goals(
+    network: Network,
+    sites: Sequence[Site],
+    endpoints: Sequence[Mapping[str, Tensor]],
+    shares: Sequence[float],
+    batches: Sequence[Tensor],
+) -> dict[str, Statistics]:
+    moments = []
+    for index, (endpoint, share) in enumerate(zip(endpoints, shares, strict=True)):
+        if share > 0:
+            network.load(endpoint, f"endpoint {index}")
+            moments.append(measure_sites(network, sites, batches, f"endpoint {index}"))
+    return goal(moments, [share for share in shares if share > 0])
+
+
+class _StopForward(BaseException):
+    """Ends a forward pass whose remainder is not needed; no layer of the user's catches it."""
+
+
+class _Sweep:
+    """The corrections in order. The frontier is the first site that is not corrected yet."""
+
+    def __init__(self, network: Network, sites: Sequence[Site], goals: Mapping[str, Statistics], batches: int) -> None:
+        self.network = network
+        self.sites = list(sites)
+        self.goals = goals
+        self.batches = batches
+        self.position = 0
+        self.batch = 0
+        self.calls = 0
+        self.parts: list[Moments] = []
+
+    def run(self, batches: Sequence[Tensor]) -> None:
+        """Correct every site.
+
+        The statistics of a site are those over all batches, so with several batches each site costs a pass up to it;
+        with a single batch one pass corrects all sites.
+        """
+        hooks = {site.name: self._hook(site) for site in self.sites}
+        with self.network.watched(hooks):
+            while self.position < len(self.sites):
+                before = self.position
+                for self.batch, batch in enumerate(batches):
+                    self.calls = 0
+                    try:
+                        self.network.forward(self.batch, batch, "the merged network")
+                    except _StopForward:
+                        continue
+                if self.position == before:  # the forward pass of the last batch did not reach the frontier
+                    self._advance()
+
+    def _hook(self, site: Site) -> Hook:
+        def hook(layer: nn.Module, args: Any, kwargs: Any, output: Tensor) -> Any:
+            if self.position == len(self.sites) or self.sites[self.position] is not site:
+                return None
+            part = self._measure(site, layer, args, kwargs, output)
+            check_finite(part, site.name, "the merged network")
+            self.parts.append(part)
+            self.calls += 1
+            if self.calls < site.calls:
+                return None
+            if self.batch + 1 < self.batches:
+                raise _StopForward
+            self._advance()
+            if self.batches > 1 or site.calls > 1 or self.position == len(self.sites):
+                raise _StopForward
+            return layer.forward(*args, **kwargs)
+
+        return hook
+
+    def _measure(self, site: Site, layer: nn.Module, args: Any, kwargs: Any, output: Tensor) -> Moments:
+        if has_running_statistics(layer):
+            return Moments.of(args[0] if args else kwargs["input"], site.axis)
+        return Moments.of(output, site.axis)
+
+    def _advance(self) -> None:
+        site, parts = self.sites[self.position], self.parts
+        self.position, self.parts = self.position + 1, []
+        if not parts:
+            return
+        layer, moments = self.network.layer(site), Moments.pool(parts)
+        if has_running_statistics(layer):
+            set_running_statistics(layer, moments)
+            moments = batch_norm_output(layer, moments)
+        if site.name in self.goals:
+            correct(layer, Statistics(moments.mean, moments.std), self.goals[site.name])
