@@ -1,1 +1,51 @@
 """Matching: finding the permutations into the universe, one algorithm a file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from c2m3_fl.matching.coordinate_ascent import CoordinateAscent
+from c2m3_fl.matching.default import UniverseMatcher
+from c2m3_fl.matching.frank_wolfe import FrankWolfe
+from c2m3_fl.matching.matcher import Identity, Iteration, Matcher, Matching
+from c2m3_fl.matching.problem import Block, MatchingProblem
+
+MATCHERS: dict[str, Callable[[], Matcher]] = {
+    "default": UniverseMatcher,
+    "frank-wolfe": FrankWolfe,
+    "coordinate-ascent": CoordinateAscent,
+    "identity": Identity,
+}
+"""The matchers by name, each with its default settings."""
+
+
+def resolve_matcher(matcher: str | Matcher) -> Matcher:
+    """A matcher by name, or the matcher itself.
+
+    Raises
+    ------
+    ValueError
+        If there is no matcher of that name, or the object has no method `match`.
+    """
+    if isinstance(matcher, str):
+        if matcher not in MATCHERS:
+            raise ValueError(f"there is no matcher {matcher!r}; the names are {', '.join(MATCHERS)}")
+        return MATCHERS[matcher]()
+    if not callable(getattr(matcher, "match", None)):
+        raise ValueError(f"{matcher!r} is no matcher: it has no method match(problem)")
+    return matcher
+
+
+__all__ = [
+    "MATCHERS",
+    "Block",
+    "CoordinateAscent",
+    "FrankWolfe",
+    "Identity",
+    "Iteration",
+    "Matcher",
+    "Matching",
+    "MatchingProblem",
+    "UniverseMatcher",
+    "resolve_matcher",
+]

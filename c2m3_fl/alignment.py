@@ -1,0 +1,168 @@
+"""Alignment: every client's permutations into the universe."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from c2m3_fl.averaging import average
+from c2m3_fl.device import resolve_device
+from c2m3_fl.matching import Identity, Iteration, Matcher, resolve_matcher
+from c2m3_fl.matching.problem import MatchingProblem, as_client_maps
+from c2m3_fl.symmetry import PermutationSpec, compose, invert
+from c2m3_fl.validation import canonical_order, check_clients
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """Cycle-consistent permutations of n clients into one universe.
+
+    Attributes
+    ----------
+    permutations
+        Per client, for each group the LongTensor of indices that maps the client to the universe, in the sense of
+        `PermutationSpec.apply`.
+    objective
+        The hard objective (C2M3, Eq. 4): the weighted inner products of the mapped clients, summed over ordered pairs of
+        different clients, in float64. Weights are rescaled so that equal ones count as one.
+    objective_before
+        The same for the clients as they came.
+    iterations
+        What the matcher did.
+    seconds
+        Wall time of the matching.
+    spec
+        The permutation groups.
+    """
+
+    permutations: tuple[dict[str, Tensor], ...]
+    objective: float
+    objective_before: float
+    iterations: tuple[Iteration, ...]
+    seconds: float
+    spec: PermutationSpec
+
+    @property
+    def history(self) -> tuple[float, ...]:
+        """The objective at the matcher's start and after each of its iterations (soft while Frank-Wolfe runs)."""
+        return tuple(iteration.objective for iteration in self.iterations)
+
+    @property
+    def moved(self) -> float:
+        """Fraction of the clients' neurons that the map to the universe puts elsewhere."""
+        moved = sum(
+            int((order != torch.arange(len(order))).sum()) for maps in self.permutations for order in maps.values()
+        )
+        total = sum(len(order) for maps in self.permutations for order in maps.values())
+        return moved / total if total else 0.0
+
+    def apply(self, state_dicts: Sequence[Mapping[str, Tensor]]) -> list[dict[str, Tensor]]:
+        """Map the clients to the universe.
+
+        Parameters
+        ----------
+        state_dicts
+            The clients' tensors, in the order in which they were aligned.
+
+        Raises
+        ------
+        ValueError
+            If their number is not that of the aligned clients.
+        """
+        return [
+            self.spec.apply(state_dict, maps) for state_dict, maps in zip(state_dicts, self.permutations, strict=True)
+        ]
+
+    def pairwise(self, p: int, q: int) -> dict[str, Tensor]:
+        """The map from client q to client p, through the universe.
+
+        Composed around any cycle of clients, these maps are exactly the identity (C2M3, Theorem 3.1).
+        """
+        return compose(self.permutations[q], invert(self.permutations[p]))
+
+
+def align(
+    state_dicts: Sequence[Mapping[str, Tensor]],
+    spec: PermutationSpec,
+    *,
+    weights: Sequence[float] | None = None,
+    matcher: str | Matcher = "default",
+    device: str | torch.device = "auto",
+) -> Alignment:
+    """Find permutations of all clients into one universe.
+
+    Parameters
+    ----------
+    state_dicts
+        The clients' tensors: equal names, shapes and dtypes, finite.
+    spec
+        The network's permutation groups.
+    weights
+        One non-negative weight per client, for example its number of examples; None for equal weights. Only their ratios
+        matter. A client of weight zero is mapped to the universe of the others and does not change it.
+    matcher
+        ``"default"``, ``"frank-wolfe"`` (the paper's Algorithm 1), another name in `c2m3_fl.matching.MATCHERS`,
+        ``"identity"`` for none, or a `Matcher`.
+    device
+        ``"auto"`` (CUDA where present) or a torch device for the matrix products; assignments are solved on CPU threads.
+
+    Returns
+    -------
+    Alignment
+        The same to the bit for the same clients in any order.
+
+    Raises
+    ------
+    ClientError
+        Naming the client that cannot be merged, or whose weight is unusable.
+    SpecError
+        If the spec does not fit the clients.
+    ValueError
+        If there is no such matcher or device.
+    """
+    checked = check_clients(state_dicts, weights)
+    spec.check(state_dicts[0])
+    solver, place = resolve_matcher(matcher), resolve_device(device)
+    started = time.perf_counter()
+    order = canonical_order(state_dicts, checked)
+    counting = [client for client in order if checked[client] > 0]
+    problem = MatchingProblem.build(
+        [state_dicts[client] for client in counting], spec, [checked[client] for client in counting], place
+    )
+    # One client is its own universe; without groups there is nothing to find.
+    matching = (solver if len(counting) > 1 and problem.blocks else Identity()).match(problem)
+    maps: dict[int, dict[str, Tensor]] = dict(
+        zip(counting, as_client_maps(problem.group_names, matching.permutations, len(counting)), strict=True)
+    )
+    objective = problem.objective(matching.permutations)
+    objective_before = problem.objective(problem.identity())
+    if len(counting) < len(order):
+        mapped = [spec.apply(state_dicts[client], maps[client]) for client in counting]
+        universe = average(mapped, [checked[client] for client in counting])
+        for client in order:
+            if client not in maps:
+                maps[client] = _map_to(universe, state_dicts[client], spec, solver, place)
+    return Alignment(
+        permutations=tuple(maps[client] for client in range(len(order))),
+        objective=objective,
+        objective_before=objective_before,
+        iterations=matching.iterations,
+        seconds=time.perf_counter() - started,
+        spec=spec,
+    )
+
+
+def _map_to(
+    universe: Mapping[str, Tensor],
+    client: Mapping[str, Tensor],
+    spec: PermutationSpec,
+    matcher: Matcher,
+    device: torch.device,
+) -> dict[str, Tensor]:
+    problem = MatchingProblem.build([universe, client], spec, [1.0, 1.0], device)
+    of_universe, of_client = as_client_maps(problem.group_names, matcher.match(problem).permutations, 2)
+    return compose(of_client, invert(of_universe))

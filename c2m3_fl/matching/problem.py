@@ -1,0 +1,248 @@
+r"""The n-model matching problem (C2M3, Eq. 4) in a form that is linear in the number of clients.
+
+With :math:`X_p` client p's tensors mapped to the universe and :math:`w_p` its weight,
+
+.. math:: f = \sum_{p \ne q} w_p w_q \langle X_p, X_q \rangle = \|S\|^2 - \sum_p \|w_p X_p\|^2, \qquad S = \sum_p w_p X_p,
+
+so one sum over clients stands in for the paper's sum over pairs.
+
+Every tensor is cut into *blocks*: along each axis of a block one group acts, and all that no group moves is flattened
+into the last axis. Blocks with the same groups are joined there, so that a group's bias, its norm's affine parameters and
+its fixed-input weights are one block and cost one matrix product.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate, product
+
+import torch
+from torch import Tensor
+
+from c2m3_fl.symmetry import Axis, PermutationSpec, Segment, SpecError
+
+
+@dataclass(frozen=True)
+class Block:
+    """Pieces of the clients' tensors on which the same groups act.
+
+    Attributes
+    ----------
+    groups
+        Index of the group that acts on each axis but the first and the last, in ascending order. A group may act twice.
+    data
+        Shape ``(clients, *group sizes, rest)``.
+    """
+
+    groups: tuple[int, ...]
+    data: Tensor
+
+    @property
+    def order(self) -> int:
+        """Number of permuted axes: the degree of the mapped block as a polynomial in the permutations."""
+        return len(self.groups)
+
+    def axes_of(self, group: int) -> Iterator[int]:
+        """Positions in `groups` at which `group` acts."""
+        return (position for position, other in enumerate(self.groups) if other == group)
+
+
+@dataclass(frozen=True)
+class MatchingProblem:
+    """Everything a matcher needs: the clients' blocks and weights on one device.
+
+    Attributes
+    ----------
+    group_names, group_sizes
+        The permutation groups, in the spec's order.
+    blocks
+        What the groups move.
+    weights
+        One positive float per client, with mean one.
+    constant
+        The share of the objective that no permutation can change.
+    """
+
+    group_names: tuple[str, ...]
+    group_sizes: tuple[int, ...]
+    blocks: tuple[Block, ...]
+    weights: tuple[float, ...]
+    constant: float
+    device: torch.device
+    dtype: torch.dtype
+
+    @property
+    def clients(self) -> int:
+        """Number of clients."""
+        return len(self.weights)
+
+    def weight_tensor(self, order: int) -> Tensor:
+        """Client weights of shape ``(clients, 1, ..., 1)``, to multiply a block with `order` permuted axes."""
+        weights = torch.tensor(self.weights, dtype=self.dtype, device=self.device)
+        return weights.view(-1, *([1] * (order + 1)))
+
+    def identity(self) -> list[Tensor]:
+        """Per group, the identity for every client: LongTensor of shape ``(clients, size)``."""
+        return [torch.arange(size).repeat(self.clients, 1) for size in self.group_sizes]
+
+    def mapped(self, permutations: Sequence[Tensor]) -> list[Tensor]:
+        """Each block's data with every client mapped by its permutations (per group, shape ``(clients, size)``)."""
+        return [gather(block.data, range(block.order), block.groups, permutations) for block in self.blocks]
+
+    def objective(self, permutations: Sequence[Tensor]) -> float:
+        """The objective (Eq. 4) at permutations, in float64."""
+        return self.constant + sum(pair_sum(x, self.weights) for x in self.mapped(permutations))
+
+    @classmethod
+    def build(
+        cls,
+        state_dicts: Sequence[Mapping[str, Tensor]],
+        spec: PermutationSpec,
+        weights: Sequence[float],
+        device: torch.device,
+    ) -> MatchingProblem:
+        """Cut the clients' tensors into blocks.
+
+        Parameters
+        ----------
+        state_dicts
+            The clients' tensors, each fitting the spec.
+        spec
+            Their permutation groups.
+        weights
+            One positive weight per client; rescaled to mean one.
+        device
+            Where the blocks will live.
+
+        Raises
+        ------
+        SpecError
+            If a matched tensor is not of floating point.
+        """
+        index = {name: number for number, name in enumerate(spec.groups)}
+        scale = len(weights) / sum(weights)
+        normalised = tuple(weight * scale for weight in weights)
+        names = [name for name in spec.tensors if name not in spec.carried]
+        dtype = _common_dtype(state_dicts[0], names)
+        pieces: dict[tuple[int, ...], list[Tensor]] = {}
+        constant = 0.0
+        for name in names:
+            stacked = torch.stack([state_dict[name].detach().to(device, dtype) for state_dict in state_dicts])
+            for groups, piece in _pieces(stacked, spec.tensors[name], index):
+                if groups:
+                    pieces.setdefault(groups, []).append(piece)
+                else:
+                    constant += pair_sum(piece, normalised)
+        blocks = tuple(Block(groups, torch.cat(data, dim=-1)) for groups, data in sorted(pieces.items()))
+        sizes = tuple(spec.groups.values())
+        return cls(tuple(spec.groups), sizes, blocks, normalised, constant, device, dtype)
+
+
+def gather(data: Tensor, axes: Sequence[int], groups: Sequence[int], permutations: Sequence[Tensor]) -> Tensor:
+    """Reorder a block's axes, each client by its own permutations.
+
+    Parameters
+    ----------
+    data
+        Shape ``(clients, *group sizes, rest)``.
+    axes
+        Which of the permuted axes to reorder.
+    groups
+        The group of every permuted axis.
+    permutations
+        Per group, indices of shape ``(clients, size)``.
+    """
+    for axis in axes:
+        orders = permutations[groups[axis]].to(data.device)
+        gathered = torch.empty_like(data)
+        for client in range(len(data)):
+            torch.index_select(data[client], axis, orders[client], out=gathered[client])
+        data = gathered
+    return data
+
+
+def contract(left: Tensor, right: Tensor, axis: int) -> Tensor:
+    """Inner products over all axes but one, per client.
+
+    Parameters
+    ----------
+    left, right
+        Shape ``(clients, *group sizes, rest)``.
+    axis
+        The permuted axis to keep.
+
+    Returns
+    -------
+    Tensor
+        Shape ``(clients, size, size)``: entry ``(p, i, j)`` is the inner product of ``left``'s slice i with ``right``'s
+        slice j.
+    """
+
+    def matrix(data: Tensor) -> Tensor:
+        return data.movedim(axis + 1, 1).flatten(2)
+
+    return torch.bmm(matrix(left), matrix(right).transpose(1, 2))
+
+
+def weighted_sum(data: Tensor, weights: Sequence[float]) -> Tensor:
+    """Sum over clients of weight times data, client by client so that no copy of all clients is made."""
+    total = data[0] * weights[0]
+    for client in range(1, len(weights)):
+        total.add_(data[client], alpha=weights[client])
+    return total
+
+
+def inner(left: Tensor, right: Tensor) -> float:
+    """Inner product, summed in float64."""
+    return float(torch.sum(left * right, dtype=torch.float64))
+
+
+def pair_sum(data: Tensor, weights: Sequence[float]) -> float:
+    """Sum over ordered pairs of different clients of weighted inner products, for data of shape ``(clients, ...)``."""
+    total = weighted_sum(data, weights)
+    own = sum(weight**2 * inner(client, client) for weight, client in zip(weights, data, strict=True))
+    return inner(total, total) - own
+
+
+def as_client_maps(group_names: Sequence[str], permutations: Sequence[Tensor], clients: int) -> list[dict[str, Tensor]]:
+    """From per-group tensors of shape ``(clients, size)`` to one mapping of permutations per client."""
+    return [
+        {name: orders[client].clone() for name, orders in zip(group_names, permutations, strict=True)}
+        for client in range(clients)
+    ]
+
+
+def _common_dtype(state_dict: Mapping[str, Tensor], names: Sequence[str]) -> torch.dtype:
+    for name in names:
+        if not state_dict[name].dtype.is_floating_point:
+            raise SpecError(
+                f"tensor {name!r} is of {state_dict[name].dtype} and cannot be matched: "
+                "list it among the spec's carried tensors"
+            )
+    double = any(state_dict[name].dtype == torch.float64 for name in names)
+    return torch.float64 if double else torch.float32
+
+
+def _pieces(
+    stacked: Tensor, axes: Sequence[Axis], index: Mapping[str, int]
+) -> Iterator[tuple[tuple[int, ...], Tensor]]:
+    """Cut a tensor of shape ``(clients, ...)`` at its segments and give each factor an axis of its own."""
+    spans = []
+    for axis in axes:
+        sizes = [segment.size for segment in axis.segments]
+        starts = [0, *accumulate(sizes)]
+        spans.append([(segment, slice(a, a + s)) for segment, a, s in zip(axis.segments, starts, sizes, strict=False)])
+    for choice in product(*spans):
+        piece = stacked[(slice(None), *(span for _, span in choice))]
+        yield _by_group(piece, [segment for segment, _ in choice], index)
+
+
+def _by_group(piece: Tensor, segments: Sequence[Segment], index: Mapping[str, int]) -> tuple[tuple[int, ...], Tensor]:
+    factors = [factor for segment in segments for factor in segment.factors]
+    shaped = piece.reshape(len(piece), *(factor.size for factor in factors))
+    moving = sorted((index[factor.group], dim + 1) for dim, factor in enumerate(factors) if factor.group is not None)
+    fixed = [dim + 1 for dim, factor in enumerate(factors) if factor.group is None]
+    order = [0, *(dim for _, dim in moving), *fixed]
+    shaped = shaped.permute(order).flatten(len(moving) + 1) if fixed else shaped.permute(order)[..., None]
+    return tuple(group for group, _ in moving), shaped
