@@ -1,1 +1,40 @@
-"""Cycle-consistent multi-model merging for federated learning."""
+"""Cycle-consistent multi-model merging for federated learning.
+
+C2M3 (Crisostomi, Fumero, Baieri, Bernard and Rodolà, "C²M³: Cycle-Consistent Multi-Model Merging", NeurIPS 2024) maps
+the neurons of n networks into one common universe, averages them there and repairs the activations of the average.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from c2m3_fl.aggregation import Aggregation, aggregate
+from c2m3_fl.alignment import Alignment, align
+from c2m3_fl.averaging import average
+from c2m3_fl.repair import RepairError, repair
+from c2m3_fl.symmetry import PermutationSpec, SpecError
+from c2m3_fl.validation import ClientError
+
+if TYPE_CHECKING:
+    from c2m3_fl.strategy import C2M3
+
+__all__ = [
+    "C2M3",
+    "Aggregation",
+    "Alignment",
+    "ClientError",
+    "PermutationSpec",
+    "RepairError",
+    "SpecError",
+    "aggregate",
+    "align",
+    "average",
+    "repair",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # Flower is imported only by those who use the strategy: the rest is plain torch and starts faster without it.
+    if name == "C2M3":
+        from c2m3_fl.strategy import C2M3  # noqa: PLC0415
+
+        return C2M3
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
