@@ -62,7 +62,7 @@ def option(
 class ClientSettings:
     """What a client needs to know of a run. `pyproject.toml` says what each key means."""
 
-    seed: int = option(0, least=0)
+    seed: int = option(0, least=0, most=2**32 - 1)
     dataset: str = "digits"
     data_dir: str = "data"
     download: bool = False
@@ -76,7 +76,7 @@ class ClientSettings:
     model_width: float = option(1.0, above=0)
     model_norm: str = option("layer", choices=NORMS)
     initialisation: str = option("shared", choices=INITIALISATIONS)
-    local_epochs: int = option(1, least=0)
+    local_epochs: int = option(5, least=0)
     batch_size: int = option(32, least=1)
     optimizer: str = option("sgd", choices=OPTIMIZERS)
     learning_rate: float = option(0.05, above=0)

@@ -1,0 +1,1 @@
+"""The Flower ServerApp, and experiments that run it: ``python -m simulations``."""

@@ -1,0 +1,236 @@
+"""``flwr run`` from Python: Flower's real simulation engine, in a place of its own.
+
+Flower has no supported call for this, and its command line has habits that a program must work around (flwr 1.41):
+
+- the SuperLink which it starts in the background outlives it, on a fixed port, and keeps the folder and the environment
+  of whoever came first, so that later runs may execute stale code. Here each engine has its own SuperLink, home folder
+  and port, starts in an empty folder, and is stopped by its process id;
+- ``flwr run --stream`` returns 0 even if the run failed, so the status is asked for;
+- each run would install the app's dependencies anew, which is switched off.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Self
+
+_BIN = Path(sys.executable).parent
+_SUPERLINK = "engine"
+_START_TIMEOUT_S = 90.0
+_STOP_TIMEOUT_S = 15.0
+_POLL_S = 3.0
+_FINISHED = "finished:"
+_COMPLETED = "finished:completed"
+
+Listener = Callable[[str], None]
+
+
+class EngineError(RuntimeError):
+    """Flower could not be started, or a run failed."""
+
+
+def _free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+def _toml(value: Any) -> str:
+    """A run config's value in TOML; JSON's strings, numbers and booleans are written alike there."""
+    return json.dumps(value)
+
+
+class SimulationEngine:
+    """A SuperLink of one's own in simulation mode, to run one Flower app after another.
+
+    A context manager: the SuperLink runs inside the ``with`` block.
+
+    Parameters
+    ----------
+    app
+        Folder of the Flower app.
+    on_log
+        Called with each line of a run's log as it comes, from another thread.
+
+    Raises
+    ------
+    EngineError
+        If the SuperLink does not start.
+    """
+
+    def __init__(self, app: Path, on_log: Listener = lambda line: None) -> None:
+        self._app = app.resolve()
+        self._on_log = on_log
+
+    def __enter__(self) -> Self:
+        self._folder = Path(tempfile.mkdtemp(prefix="c2m3-engine-"))
+        self._home, self._cwd = self._folder / "home", self._folder / "cwd"
+        self._home.mkdir()
+        self._cwd.mkdir()
+        self._log = self._folder / "superlink.log"
+        port = _free_port()
+        (self._home / "config.toml").write_text(
+            f'[superlink]\ndefault = "{_SUPERLINK}"\n\n'
+            f'[superlink.{_SUPERLINK}]\naddress = "127.0.0.1:{port}"\ninsecure = true\n',
+            encoding="utf-8",
+        )
+        self._environment = {
+            **os.environ,
+            "PATH": f"{_BIN}{os.pathsep}{os.environ.get('PATH', '')}",
+            "FLWR_HOME": str(self._home),
+            "FLWR_TELEMETRY_ENABLED": "0",
+            "FLWR_DISABLE_UPDATE_CHECK": "1",
+            "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+        }
+        with self._log.open("wb") as output:
+            self._superlink = subprocess.Popen(
+                [
+                    str(_BIN / "flower-superlink"),
+                    *("--insecure", "--simulation", "--isolation", "subprocess"),
+                    *("--host", "127.0.0.1", "--port", str(port)),
+                    "--disable-runtime-dependency-installation",
+                ],
+                cwd=self._cwd,
+                env=self._environment,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        try:
+            self._await_port(port)
+        except BaseException:
+            self._stop()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop()
+
+    def _await_port(self, port: int) -> None:
+        deadline = time.monotonic() + _START_TIMEOUT_S
+        while time.monotonic() < deadline and self._superlink.poll() is None:
+            try:
+                socket.create_connection(("127.0.0.1", port), timeout=1).close()
+            except OSError:
+                time.sleep(0.2)
+            else:
+                return
+        tail = self._log.read_text(encoding="utf-8", errors="replace")[-2000:]
+        raise EngineError(f"Flower's SuperLink did not start on port {port}. Its log ends:\n{tail}")
+
+    def _stop(self) -> None:
+        if self._superlink.poll() is None:
+            self._superlink.terminate()
+            try:
+                self._superlink.wait(_STOP_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                os.killpg(self._superlink.pid, signal.SIGKILL)
+                self._superlink.wait()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def run(
+        self, run_config: Mapping[str, Any], *, num_clients: int, cpus_per_client: int = 1, timeout: float = 600.0
+    ) -> None:
+        """Run the app to its end.
+
+        Parameters
+        ----------
+        run_config
+            Overrides of the app's run config.
+        num_clients
+            Number of virtual clients.
+        cpus_per_client
+            As many clients run at once as the machine's processors allow.
+        timeout
+            Seconds after which the run is given up.
+
+        Raises
+        ------
+        EngineError
+            If the run cannot be started, fails, or does not end in time.
+        """
+        overrides = self._folder / "run-config.toml"
+        overrides.write_text("".join(f"{key} = {_toml(value)}\n" for key, value in run_config.items()))
+        federation = f"num-supernodes={num_clients} client-resources-num-cpus={cpus_per_client}"
+        answer = self._flwr(
+            *("run", str(self._app), _SUPERLINK, "--federation-config", federation),
+            *("--run-config", str(overrides), "--format", "json"),
+        )
+        run_id = str(_json(answer)["run-id"])
+        lines: list[str] = []
+        follower = self._follow(run_id, lines)
+        try:
+            status = self._await_end(run_id, time.monotonic() + timeout)
+        finally:
+            follower.terminate()
+            follower.wait()
+        if status != _COMPLETED:
+            log = "\n".join(lines[-60:])
+            raise EngineError(f"The run ended as {status!r}. Its log ends:\n{log}")
+
+    def _await_end(self, run_id: str, deadline: float) -> str:
+        while time.monotonic() < deadline:
+            status = str(
+                _json(self._flwr("list", _SUPERLINK, "--run-id", run_id, "--format", "json"))["runs"][0]["status"]
+            )
+            if status.startswith(_FINISHED):
+                return status
+            time.sleep(_POLL_S)
+        self._flwr("stop", run_id, _SUPERLINK)
+        raise EngineError("The run did not end in time and was stopped.")
+
+    def _follow(self, run_id: str, lines: list[str]) -> subprocess.Popen[str]:
+        """Pass the run's log on, line by line."""
+        process = subprocess.Popen(
+            [str(_BIN / "flwr"), "log", run_id, _SUPERLINK, "--stream"],
+            cwd=self._cwd,
+            env=self._environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+        def pump(stream: IO[str]) -> None:
+            for line in stream:
+                lines.append(line.rstrip("\n"))
+                self._on_log(lines[-1])
+
+        assert process.stdout is not None
+        threading.Thread(target=pump, args=(process.stdout,), daemon=True).start()
+        return process
+
+    def _flwr(self, *arguments: str) -> str:
+        done = subprocess.run(
+            [str(_BIN / "flwr"), *arguments],
+            cwd=self._cwd,
+            env=self._environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode != 0:
+            raise EngineError(f"flwr {arguments[0]} failed:\n{done.stdout}{done.stderr}")
+        return done.stdout
+
+
+def _json(output: str) -> dict[str, Any]:
+    """The JSON object in a command's output."""
+    try:
+        value: dict[str, Any] = json.loads(output[output.index("{") : output.rindex("}") + 1])
+    except ValueError as error:
+        raise EngineError(f"flwr answered what is not JSON:\n{output}") from error
+    return value

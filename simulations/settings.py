@@ -1,0 +1,63 @@
+"""All of a run config, as the server reads it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from clients.settings import ClientSettings, SettingsError, option
+
+STRATEGIES = (
+    "c2m3",
+    "c2m3-align",
+    "fedavg",
+    "fedprox",
+    "fedavgm",
+    "fedadam",
+    "fedyogi",
+    "fedmedian",
+    "fedtrimmedavg",
+    "krum",
+)
+COMPARABLE = ("c2m3", "c2m3-align", "fedavg", "fedmedian", "fedtrimmedavg", "krum")
+"""Strategies whose result follows from one round's replies alone."""
+
+
+@dataclass(frozen=True)
+class SimulationSettings(ClientSettings):
+    """What the server needs to know of a run. `pyproject.toml` says what each key means."""
+
+    strategy: str = option("c2m3", choices=STRATEGIES)
+    compare: str = ""
+    num_server_rounds: int = option(3, least=1)
+    num_clients: int = option(0, least=0)
+    fraction_train: float = option(1.0, above=0, most=1)
+    fraction_evaluate: float = option(1.0, least=0, most=1)
+    matcher: str = option("default", choices=("default", "frank-wolfe", "identity"))
+    repair: str = option("repair", choices=("repair", "recalibrate"))
+    proximal_mu: float = option(0.1, above=0)
+    server_learning_rate: float = option(0.0, least=0)
+    server_momentum: float = option(0.9, least=0, most=1)
+    trim_fraction: float = option(0.2, least=0, most=0.49)
+    malicious_clients: int = option(0, least=0)
+    server_device: str = "auto"
+    output: str = ""
+
+    def __post_init__(self) -> None:
+        """Check what concerns more than one value."""
+        wrong = [name for name in self.compared if name not in COMPARABLE]
+        if wrong:
+            raise SettingsError(
+                f"Run config: compare names {', '.join(wrong)}; only {', '.join(COMPARABLE)} can be compared on the "
+                "same replies, the others carry something over from round to round."
+            )
+        if self.output and not Path(self.output).is_absolute():
+            raise SettingsError(
+                f"Run config: output must be an absolute path, not {self.output!r}: Flower starts the ServerApp in a "
+                "folder of its own."
+            )
+
+    @property
+    def compared(self) -> tuple[str, ...]:
+        """The strategies that `compare` names."""
+        return tuple(name.strip() for name in self.compare.split(",") if name.strip())
