@@ -96,6 +96,8 @@ class _Progress:
         """Take a line of the run's log."""
         plain = _COLOUR.sub("", line)
         if "WARNING" in plain or "ERROR" in plain:
+            if "aggregate_train" in plain:
+                self.say(plain)
             return
         for mark, text in _PROGRESS.items():
             if mark in plain and mark not in self._said:

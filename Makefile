@@ -1,0 +1,38 @@
+# `make demo` and `make test` need nothing but this folder, python3 (3.11 or newer, with venv) and a package index.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.c2m3-set-up
+# Flower reports usage and looks for updates unless told not to; neither belongs into a test or a demonstration.
+export FLWR_TELEMETRY_ENABLED = 0
+export FLWR_DISABLE_UPDATE_CHECK = 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-all lint
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
+
+setup: $(STAMP)  ## virtual environment .venv, dependencies, the package (once; again when they change)
+
+demo: $(STAMP)  ## five clients from five initialisations, merged by FedAvg and by C2M3 (results/demo.*)
+	$(BIN)/python -m simulations demo
+
+test: $(STAMP)  ## the tests
+	$(BIN)/python -m pytest
+
+test-all: $(STAMP)  ## the tests with the slow ones
+	$(BIN)/python -m pytest -m "slow or not slow"
+
+lint: $(STAMP)  ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "Python 3.11 or newer is needed; name one by: make setup PYTHON=/path/to/python3" >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[simulation,dev]'
+	@touch $@
