@@ -52,8 +52,8 @@ def _inputs(index: int, batch: object) -> Tensor:
     inputs = batch[0] if isinstance(batch, tuple | list) and batch else batch
     if not isinstance(inputs, Tensor):
         raise RepairError(
-            f"calibration batch {index} is {type(batch).__name__}; it must be a tensor of inputs or a tuple that begins "
-            "with one"
+            f"calibration batch {index} is {type(batch).__name__}; it must be a tensor of inputs or a "
+            "tuple that begins with one"
         )
     if inputs.dim() == 0 or inputs.shape[0] == 0:
         raise RepairError(f"calibration batch {index} of shape {tuple(inputs.shape)} holds no example")

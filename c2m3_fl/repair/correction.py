@@ -9,19 +9,29 @@ from c2m3_fl.repair.moments import Moments, Statistics
 from c2m3_fl.repair.sites import fold
 
 MAX_GAIN = 1e3
-"""A channel whose spread is more than this factor below its goal is constant but for rounding: it is only shifted."""
+"""A channel whose spread is further than this factor below its goal carries no signal that a gain could restore."""
+
+ROUNDING = 1e-6
+"""A spread below this fraction of the mean is float32's rounding, not signal."""
 
 
-def correct(layer: nn.Module, current: Statistics, goal: Statistics) -> None:
+def is_constant(moments: Moments) -> Tensor:
+    """Channels that do not vary but for rounding; boolean, shape ``(channels,)``."""
+    return moments.std <= ROUNDING * moments.mean.abs()
+
+
+def correct(layer: nn.Module, current: Statistics, goal: Statistics, constant: Tensor | None = None) -> None:
     """Move the layer's output from its current statistics to the goal, in place.
 
-    ``scale = goal.std / current.std`` and ``shift = goal.mean - scale * current.mean``; where the current standard
-    deviation is zero or next to it, the scale is one.
+    ``scale = goal.std / current.std`` and ``shift = goal.mean - scale * current.mean``. A channel that is constant, or
+    so nearly that its gain would exceed `MAX_GAIN`, is only shifted.
     """
     device = next(layer.parameters(recurse=False)).device
     mean, std = current.mean.to(device), current.std.to(device)
     goal_mean, goal_std = goal.mean.to(device), goal.std.to(device)
     varies = std * MAX_GAIN > goal_std
+    if constant is not None:
+        varies &= ~constant.to(device)
     scale = torch.where(varies, goal_std / torch.where(varies, std, 1.0), 1.0)
     fold(layer, scale, goal_mean - scale * mean)
 

@@ -54,7 +54,7 @@ class Moments:
         per_slice = 1 << (24 if values.is_cuda else 18)
         step = max(1, per_slice // max(1, rows[0].numel()))
         parts = []
-        for part in rows.split(step):
+        for part in torch.split(rows, step):
             exact = part.double()
             dims = [d for d in range(exact.dim()) if d != 1]
             mean = exact.mean(dims, keepdim=True)
@@ -117,8 +117,8 @@ def measure(
     RepairError
         If the state dict does not fit the module, the calibration set cannot be read, or activations are not finite.
     """
-    batches = read_batches(calibration)
     with private_network(module, resolve_device(device)) as network:
+        batches = read_batches(calibration)
         network.load(state_dict, "the state dict")
         sites = network.sites(batches[0])
         moments = measure_sites(network, sites, batches, "the network")
@@ -216,7 +216,7 @@ def goal(
 
 
 def to_arrays(moments: Mapping[str, Moments]) -> dict[str, npt.NDArray[np.float64]]:
-    """Moments as float64 arrays, ready for a Flower ArrayRecord: ``<site>.count``, ``<site>.mean``, ``<site>.variance``."""
+    """Moments as float64 arrays ``<site>.count``, ``.mean`` and ``.variance``, ready for a Flower ArrayRecord."""
     return {
         f"{site}.{field}": np.asarray(getattr(found, field), dtype=np.float64)
         for site, found in moments.items()

@@ -62,11 +62,11 @@ class Network:
                 stack.callback(handle.remove)
             yield
 
-    def forward(self, index: int, batch: Tensor, what: str) -> None:
-        """Pass the batch of this index through the network."""
-        torch.manual_seed(0)  # a forward pass that draws random numbers draws the same ones for every network
+    def forward(self, index: int, batch: Tensor, what: str, examples: int | None = None) -> None:
+        """Pass the batch of this index, or its first examples, through the network."""
+        _seed(self.device)  # a forward pass that draws random numbers draws the same ones for every network
         try:
-            self.module(batch.to(self.device))
+            self.module(batch[:examples].to(self.device))
         except (RepairError, torch.OutOfMemoryError):
             raise
         except Exception as error:
@@ -98,7 +98,7 @@ class Network:
             return hook
 
         with self.watched({name: watch(name) for name in layers}):
-            self.forward(0, batch[:_PROBE_EXAMPLES], "the network")
+            self.forward(0, batch, "the network", _PROBE_EXAMPLES)
         excluded = self._excluded(layers)
         found = []
         for name, axis in axes.items():
@@ -151,6 +151,13 @@ def private_network(module: Architecture, device: torch.device) -> Iterator[Netw
     cuda = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=cuda), torch.no_grad():
         yield Network(_copy(module), device)
+
+
+def _seed(device: torch.device) -> None:
+    torch.default_generator.manual_seed(0)  # torch.manual_seed would reseed every GPU
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(0)
 
 
 def _copy(module: Architecture) -> nn.Module:

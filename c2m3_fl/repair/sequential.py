@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from c2m3_fl.device import resolve_device
 from c2m3_fl.repair.calibration import Calibration, read_batches
-from c2m3_fl.repair.correction import batch_norm_output, correct, set_running_statistics
+from c2m3_fl.repair.correction import batch_norm_output, correct, is_constant, set_running_statistics
 from c2m3_fl.repair.errors import RepairError
 from c2m3_fl.repair.moments import Moments, Statistics, check_finite, goal, measure_sites, normalise
 from c2m3_fl.repair.network import Architecture, Hook, Network, private_network
@@ -88,8 +88,8 @@ def repair(
     if method not in get_args(Method):
         raise RepairError(f"unknown method {method!r}; use one of {', '.join(map(repr, get_args(Method)))}")
     shares = normalise(weights, len(endpoints))
-    batches = read_batches(calibration)
     with private_network(module, resolve_device(device)) as network:
+        batches = read_batches(calibration)
         for index, endpoint in enumerate(endpoints):
             network.check(endpoint, f"endpoint {index}")
         network.load(merged, "the merged network")
@@ -188,8 +188,9 @@ class _Sweep:
         if not parts:
             return
         layer, moments = self.network.layer(site), Moments.pool(parts)
+        constant = is_constant(moments)
         if has_running_statistics(layer):
             set_running_statistics(layer, moments)
             moments = batch_norm_output(layer, moments)
         if site.name in self.goals:
-            correct(layer, Statistics(moments.mean, moments.std), self.goals[site.name])
+            correct(layer, Statistics(moments.mean, moments.std), self.goals[site.name], constant)

@@ -134,9 +134,9 @@ def fold(layer: nn.Module, scale: Tensor, shift: Tensor) -> None:
     assert isinstance(weight, Tensor)
     assert isinstance(bias, Tensor)
     if isinstance(layer, _TRANSPOSED):  # weight of shape (in, out / groups, ...), groups along the first axis
-        grouped = weight.double().unflatten(0, (layer.groups, -1))
-        factor = along(scale.view(layer.groups, -1), 0, 2).view(layer.groups, 1, -1, *[1] * (weight.dim() - 2))
-        scaled = (grouped * factor).flatten(0, 1)
+        groups = int(layer.groups)
+        factor = scale.view(groups, 1, -1, *[1] * (weight.dim() - 2))
+        scaled = (weight.double().reshape(groups, -1, *weight.shape[1:]) * factor).view_as(weight)
     else:
         scaled = weight.double() * along(scale, 0, weight.dim())
     with torch.no_grad():

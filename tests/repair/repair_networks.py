@@ -1,0 +1,125 @@
+"""Networks that every repair test enters, and clients of them with made-up parameters."""
+
+from collections.abc import Callable
+
+import torch
+import torchvision
+from torch import Tensor, nn
+
+State = dict[str, Tensor]
+
+
+def mlp() -> nn.Module:
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(3 * 64, 16), nn.ReLU(inplace=True), nn.Linear(16, 12), nn.Tanh(), nn.Linear(12, 5)
+    )
+
+
+class Block(nn.Module):
+    """Residual block; `norm` builds a norm for a number of channels."""
+
+    def __init__(self, width: int, norm: Callable[[int], nn.Module]) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.norm1 = norm(width)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.norm2 = norm(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = torch.relu(self.norm1(self.conv1(x)))
+        return torch.relu(self.norm2(self.conv2(out)) + x)
+
+
+def resnet(norm: Callable[[int], nn.Module]) -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, bias=False),
+        norm(8),
+        nn.ReLU(inplace=True),
+        Block(8, norm),
+        Block(8, norm),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(8, 5),
+    )
+
+
+class ChannelsFirstLayerNorm(nn.LayerNorm):
+    """LayerNorm over axis 1, as in ConvNeXt and the paper's ResNets."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input.movedim(1, -1)).movedim(-1, 1)
+
+
+def plain_cnn() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, groups=1),
+        nn.GELU(),
+        nn.ConvTranspose2d(8, 6, 2, stride=2, groups=2),
+        nn.LayerNorm((6, 12, 12)),
+        nn.ReLU(),
+        nn.Conv2d(6, 6, 3, groups=6, stride=2),
+        nn.InstanceNorm2d(6, affine=True),
+        nn.Flatten(2),
+        nn.Conv1d(6, 4, 3),
+        nn.BatchNorm1d(4),
+        nn.Flatten(),
+        nn.Linear(4 * 23, 5),
+    )
+
+
+class Transformer(nn.Module):
+    """Encoder over the rows of the image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Linear(24, 16)
+        layer = nn.TransformerEncoderLayer(16, 4, 24, dropout=0.1, batch_first=True, norm_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 2, nn.LayerNorm(16), enable_nested_tensor=False)
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.movedim(1, 2).flatten(2)
+        return self.head(self.encoder(self.embed(rows)).mean(1))
+
+
+NETWORKS: dict[str, Callable[[], nn.Module]] = {
+    "mlp": mlp,
+    "plain cnn": plain_cnn,
+    "resnet-batchnorm": lambda: resnet(nn.BatchNorm2d),
+    "resnet-groupnorm": lambda: resnet(lambda width: nn.GroupNorm(2, width)),
+    "resnet-layernorm": lambda: resnet(ChannelsFirstLayerNorm),
+    "transformer": Transformer,
+    "torchvision resnet18": lambda: torchvision.models.resnet18(num_classes=5),
+    "torchvision convnext": lambda: torchvision.models.ConvNeXt(
+        [torchvision.models.convnext.CNBlockConfig(8, 16, 2), torchvision.models.convnext.CNBlockConfig(16, None, 1)],
+        num_classes=5,
+    ),
+}
+
+
+def inputs(examples: int = 24, seed: int = 0) -> Tensor:
+    return torch.randn(examples, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
+
+
+def client(build: Callable[[], nn.Module], seed: int) -> State:
+    """State dict of a client, with scales, shifts and running statistics that are not the initial ones."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        module = build()
+        for key, value in module.state_dict().items():
+            if key.endswith("running_var"):
+                value.uniform_(0.5, 2)
+            elif key.endswith("num_batches_tracked"):
+                value.fill_(10 + seed)
+            elif value.dim() == 1:
+                value.add_(torch.randn_like(value), alpha=0.3)
+    return {key: value.clone() for key, value in module.state_dict().items()}
+
+
+def average(states: list[State], weights: list[float] | None = None) -> State:
+    shares = torch.tensor(weights or [1.0] * len(states), dtype=torch.float64)
+    shares /= shares.sum()
+    return {
+        key: sum(s * state[key].double() for s, state in zip(shares, states, strict=True)).to(states[0][key].dtype)  # type: ignore[union-attr]
+        for key in states[0]
+    }
