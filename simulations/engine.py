@@ -115,6 +115,11 @@ class SimulationEngine:
             raise
         return self
 
+    @property
+    def pid(self) -> int:
+        """Process id of the SuperLink."""
+        return self._superlink.pid
+
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:

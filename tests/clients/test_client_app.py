@@ -1,0 +1,110 @@
+"""The ClientApp, called as Flower calls it."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
+from torch import Tensor
+
+from clients.client_app import app, client_indices
+from clients.data import load_data
+from clients.settings import ClientSettings
+from simulations.central import global_model
+
+CLIENTS = 3
+QUICK = ClientSettings(model_width=0.1, local_epochs=1)
+
+
+@pytest.fixture(autouse=True)
+def _in_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("_task_id", "_run_id", "_node_id"):
+        monkeypatch.setattr(TaskIdentity, name, 1)
+
+
+def ask(kind: str, settings: ClientSettings, client: int, server_round: int, **config: Any) -> RecordDict:
+    arrays = ArrayRecord(global_model(settings).state_dict())
+    content = RecordDict({"arrays": arrays, "config": ConfigRecord({"server-round": server_round, **config})})
+    context = Context(
+        run_id=1,
+        node_id=10 + client,
+        node_config={"partition-id": client, "num-partitions": CLIENTS},
+        state=RecordDict(),
+        run_config=settings.run_config(),
+    )
+    return app(Message(content, 10 + client, kind), context).content
+
+
+def trained(settings: ClientSettings, client: int, server_round: int = 1, **config: Any) -> dict[str, Tensor]:
+    record = ask("train", settings, client, server_round, **config)["arrays"]
+    assert isinstance(record, ArrayRecord)
+    return dict(record.to_torch_state_dict())
+
+
+def metrics(content: RecordDict) -> MetricRecord:
+    record = content["metrics"]
+    assert isinstance(record, MetricRecord)
+    return record
+
+
+def equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
+    return all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_a_client_sends_its_network_its_number_and_its_count() -> None:
+    content = ask("train", QUICK, 2, 1)
+    assert metrics(content)["client-id"] == 2
+    assert metrics(content)["num-examples"] == len(client_indices(QUICK, CLIENTS, 2)[0])
+    assert metrics(content)["train-loss"] > 0
+    assert trained(QUICK, 2).keys() == global_model(QUICK).state_dict().keys()
+
+
+def test_training_is_the_same_in_any_process_and_changes_with_the_round() -> None:
+    assert equal(trained(QUICK, 0), trained(QUICK, 0))
+    assert not equal(trained(QUICK, 0, 1), trained(QUICK, 0, 2))
+
+
+def test_shared_initialisation_starts_from_the_broadcast() -> None:
+    still = replace(QUICK, local_epochs=0)
+    assert equal(trained(still, 0), dict(global_model(still).state_dict()))
+
+
+def test_per_client_initialisation_starts_each_from_its_own_network_in_the_first_round_only() -> None:
+    still = replace(QUICK, local_epochs=0, initialisation="per-client")
+    first, second = trained(still, 0), trained(still, 1)
+    broadcast = dict(global_model(still).state_dict())
+    assert not equal(first, second)
+    assert not equal(first, broadcast)
+    assert equal(first, trained(still, 0))
+    assert not equal(first, trained(replace(still, seed=1), 0))
+    assert equal(trained(still, 0, server_round=2), broadcast)
+
+
+def test_fedprox_reaches_the_clients() -> None:
+    assert not equal(trained(QUICK, 0), trained(QUICK, 0, **{"proximal-mu": 1.0}))
+
+
+def test_no_example_is_both_trained_on_and_validated_on_or_shared_between_clients() -> None:
+    everything = torch.cat([torch.cat(client_indices(QUICK, CLIENTS, i)) for i in range(CLIENTS)])
+    assert len(everything.unique()) == len(everything)
+    assert len(everything) == len(load_data("digits").train) - QUICK.calibration_size
+
+
+def test_evaluation_reports_the_validation_examples() -> None:
+    report = metrics(ask("evaluate", QUICK, 1, 1))
+    assert report["num-examples"] == len(client_indices(QUICK, CLIENTS, 1)[1])
+    assert 0 <= report["eval-accuracy"] <= 1
+
+
+def test_evaluation_without_validation_examples_says_which_key_to_set() -> None:
+    with pytest.raises(ValueError, match="validation-fraction"):
+        ask("evaluate", replace(QUICK, validation_fraction=0.0), 1, 1)
+
+
+def test_batch_norms_counters_stay_integers() -> None:
+    settings = replace(QUICK, model="resnet20", model_norm="batch", model_width=0.1)
+    sent = trained(settings, 0)
+    assert sent["norm.num_batches_tracked"].dtype == torch.int64
+    assert sent["norm.num_batches_tracked"] > 0
