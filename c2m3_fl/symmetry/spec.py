@@ -24,7 +24,7 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 Permutations = Mapping[str, Tensor]
 """Per group, the LongTensor of indices by which `index_select` reorders every axis that carries the group."""
@@ -239,6 +239,47 @@ class PermutationSpec:
         """
         axes = {name: tuple(Axis.parse(axis, groups) for axis in written) for name, written in tensors.items()}
         return cls(dict(groups), axes, frozenset(carried), tuple(pins))
+
+    @classmethod
+    def from_module(
+        cls, module: nn.Module, *inputs: Any, kwargs: Mapping[str, Any] | None = None, prove: bool = True
+    ) -> PermutationSpec:
+        """Find the groups of a network by tracing it, and prove them.
+
+        Parameters
+        ----------
+        module
+            The network. It is copied; its parameters, mode and everything else stay as they are.
+        *inputs
+            Example inputs of its `forward`, of the shapes that it will meet.
+        kwargs
+            Keyword arguments of its `forward`.
+        prove
+            Whether to test the groups by random permutations on the network's own outputs; a group that changes them
+            is pinned.
+
+        Returns
+        -------
+        PermutationSpec
+            Its `pins` tell what could not move and why.
+
+        Raises
+        ------
+        SpecError
+            If the network cannot be traced, for example because its control flow depends on data.
+
+        Examples
+        --------
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
+        >>> dict(PermutationSpec.from_module(net, torch.zeros(1, 4)).groups)
+        {'0.out': 8}
+        """
+        # Tracing builds on this module.
+        from c2m3_fl.symmetry.prove import prove as proved  # noqa: PLC0415
+        from c2m3_fl.symmetry.trace import trace  # noqa: PLC0415
+
+        spec = trace(module, inputs, kwargs or {})
+        return proved(spec, module, inputs, kwargs or {}) if prove else spec
 
     def check(self, state_dict: Mapping[str, Tensor]) -> None:
         """Check that a state dict has exactly this spec's tensors and shapes.
