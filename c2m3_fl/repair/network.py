@@ -106,7 +106,7 @@ class Network:
             if not is_candidate(layer):
                 continue
             if axis is None:
-                excluded[name] = f"the forward pass of {type(layer).__name__} is not affine in its parameters"
+                excluded[name] = f"no correction folds into the parameters of a {type(layer).__name__}"
             if name not in excluded:
                 assert axis is not None
                 found.append(Site(name, axis, calls[name], has_affine(layer), name == last))

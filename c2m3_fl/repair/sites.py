@@ -69,14 +69,16 @@ class Site:
 
 
 def is_candidate(layer: nn.Module) -> bool:
-    """Whether the layer is of a kind that can be a site."""
-    return isinstance(layer, tuple(_AXES)) and (has_affine(layer) or has_running_statistics(layer))
+    """Whether the layer may turn out to be a site."""
+    return next(layer.children(), None) is None and (has_affine(layer) or has_running_statistics(layer))
 
 
 def has_affine(layer: nn.Module) -> bool:
-    """Whether the layer holds a weight and a bias as parameters of its own."""
+    """Whether the layer holds a weight and a bias, as parameters of its own, whose channels correspond."""
     own = dict(layer.named_parameters(recurse=False))
-    return "weight" in own and "bias" in own
+    if "weight" not in own or "bias" not in own or own["bias"].dim() == 0 or own["weight"].dim() == 0:
+        return False
+    return isinstance(layer, _TRANSPOSED) or own["weight"].shape[0] == own["bias"].shape[0]
 
 
 def has_running_statistics(layer: nn.Module) -> bool:
@@ -96,21 +98,20 @@ def channels(layer: nn.Module) -> int:
 def channel_axis(layer: nn.Module, args: tuple[object, ...], kwargs: dict[str, object], output: object) -> int | None:
     """Axis of the output that holds the channels, or None where a correction would not fold into the parameters.
 
-    The layers of torch are known. Of a subclass with a forward pass of its own (a LayerNorm over the second axis, say),
-    each axis of the right size is put to the test: a random correction is folded in, and the output must follow.
+    The layers of torch are known. Of another one, or one with a forward pass of its own (a LayerNorm over the second
+    axis, say), each axis of the right size is put to the test: a random correction is folded in, and the output must
+    follow.
     """
-    known = next((base for base in type(layer).__mro__ if base in _AXES), None)
-    if known is None or not isinstance(output, Tensor):
+    if not isinstance(output, Tensor):
         return None
-    if type(layer).forward is known.forward:
+    known = next((base for base in type(layer).__mro__ if base in _AXES), None)
+    if known is not None and type(layer).forward is known.forward:
         return -len(layer.normalized_shape) if isinstance(layer, nn.LayerNorm) else _AXES[known]
     size = channels(layer)
     if not has_affine(layer):
         return 1 if output.dim() > 1 and output.shape[1] == size else None
-    for axis in (axis for axis in range(output.dim()) if output.shape[axis] == size):
-        if _folds(layer, args, kwargs, output, axis):
-            return axis
-    return None
+    axes = (axis for axis in range(output.dim()) if output.shape[axis] == size)
+    return next((axis for axis in axes if _folds(layer, args, kwargs, output, axis)), None)
 
 
 def along(values: Tensor, axis: int, dim: int) -> Tensor:

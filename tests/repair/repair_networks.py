@@ -50,6 +50,29 @@ class ChannelsFirstLayerNorm(nn.LayerNorm):
         return super().forward(input.movedim(1, -1)).movedim(-1, 1)
 
 
+class OwnNorm(nn.Module):
+    """A norm that is no class of torch's, with a weight and a bias per channel of an image."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x * torch.rsqrt(x.square().mean(1, keepdim=True) + 1e-6)
+        return self.weight[:, None, None] * x + self.bias[:, None, None]
+
+
+class OwnLinear(nn.Module):
+    """A linear layer whose weight is transposed: no correction folds into it as into torch's."""
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.randn(features, features)), nn.Parameter(torch.zeros(features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.weight + self.bias
+
+
 def plain_cnn() -> nn.Module:
     return nn.Sequential(
         nn.Conv2d(3, 8, 3, groups=1),
@@ -88,8 +111,9 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "resnet-batchnorm": lambda: resnet(nn.BatchNorm2d),
     "resnet-groupnorm": lambda: resnet(lambda width: nn.GroupNorm(2, width)),
     "resnet-layernorm": lambda: resnet(ChannelsFirstLayerNorm),
+    "resnet-own-norm": lambda: resnet(OwnNorm),
     "transformer": Transformer,
-    "torchvision resnet18": lambda: torchvision.models.resnet18(num_classes=5),
+    "torchvision densenet": lambda: torchvision.models.DenseNet(4, (2, 2), 8, bn_size=2, num_classes=5),
     "torchvision convnext": lambda: torchvision.models.ConvNeXt(
         [torchvision.models.convnext.CNBlockConfig(8, 16, 2), torchvision.models.convnext.CNBlockConfig(16, None, 1)],
         num_classes=5,

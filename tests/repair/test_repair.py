@@ -33,6 +33,7 @@ def observe(name: str, state: State, x: Tensor) -> dict[str, tuple[Tensor, Tenso
     def watch(layer_name: str, layer: nn.Module) -> None:
         def hook(layer: nn.Module, args: object, output: Tensor) -> None:
             first = isinstance(layer, nn.modules.batchnorm._NormBase | nn.modules.conv._ConvNd | nn.GroupNorm)
+            first |= isinstance(layer, networks.OwnNorm)
             first |= type(layer) is not nn.LayerNorm and isinstance(layer, nn.LayerNorm)
             first |= isinstance(layer, nn.LayerNorm) and len(layer.normalized_shape) == 3
             rows = output.movedim(1 if first else -1, 0).flatten(1)
@@ -254,10 +255,12 @@ def test_layers_that_are_tied_frozen_or_unreached_stay_and_the_log_says_why(capl
             self.tied.weight = self.first.weight
             self.frozen = nn.Linear(192, 7).requires_grad_(False)
             self.spare, self.plain, self.head = nn.Linear(3, 3), nn.Linear(7, 7), nn.Linear(7, 2)
+            self.transposed = networks.OwnLinear(7)
 
         def forward(self, x: Tensor) -> Tensor:
             hidden = torch.relu(self.tied(torch.relu(self.first(x.flatten(1)))))
-            return self.head(torch.relu(self.plain(torch.relu(self.frozen(hidden)))))
+            hidden = self.transposed(torch.relu(self.frozen(hidden)))
+            return self.head(torch.relu(self.plain(hidden)))
 
     states = [client(Odd, seed) for seed in range(2)]
     merged = average(states)
@@ -265,7 +268,13 @@ def test_layers_that_are_tied_frozen_or_unreached_stay_and_the_log_says_why(capl
         repaired = repair(Odd, merged, states, inputs(), device="cpu")
     changed = {key.partition(".")[0] for key in merged if not torch.equal(merged[key], repaired[key])}
     assert changed == {"plain"}
-    for layer, reason in (("first", "shares"), ("tied", "shares"), ("frozen", "frozen"), ("spare", "not call")):
+    for layer, reason in (
+        ("first", "shares"),
+        ("tied", "shares"),
+        ("frozen", "frozen"),
+        ("spare", "not call"),
+        ("transposed", "fold"),
+    ):
         assert any(f"'{layer}'" in m and reason in m for m in caplog.messages), layer
 
 
@@ -306,9 +315,9 @@ def test_a_model_without_sites_stays_and_a_warning_says_so(caplog: pytest.LogCap
 
 
 def test_the_same_inputs_give_the_same_bytes() -> None:
-    states = clients_of("torchvision resnet18")
+    states = clients_of("torchvision densenet")
     first, second = (
-        repair(NETWORKS["torchvision resnet18"], average(states), states, inputs(), device="cpu") for _ in range(2)
+        repair(NETWORKS["torchvision densenet"], average(states), states, inputs(), device="cpu") for _ in range(2)
     )
     assert same(first, second)
 
