@@ -52,19 +52,19 @@ class FrankWolfe:
     def match(self, problem: MatchingProblem) -> Matching:
         """Solve a matching problem from the identity."""
         with ThreadPoolExecutor() as executor:
-            soft, iterations = self._ascend(problem, executor)
+            soft, iterations = self.ascend(problem, executor)
             hard = list(assign_all(soft, executor))
         return Matching(hard, iterations)
 
-    def _ascend(
+    def ascend(
         self, problem: MatchingProblem, executor: ThreadPoolExecutor
     ) -> tuple[list[Tensor], tuple[Iteration, ...]]:
         maps = _SoftMaps(problem)
-        states = [_SoftBlock(block, problem.weights) for block in problem.blocks]
+        states = [SoftBlock(block, problem.weights) for block in problem.blocks]
         iterations: list[Iteration] = []
         small_gains = 0
         while len(iterations) <= self.max_iterations and small_gains < self.patience:
-            vertices = list(assign_all(_gradients(problem, states), executor))
+            vertices = list(assign_all(gradients(problem, states), executor))
             search = sum((state.search(vertices) for state in states), Polynomial([problem.constant]))
             if not iterations:
                 iterations.append(Iteration("frank-wolfe", float(search(0.0))))
@@ -105,7 +105,7 @@ class _SoftMaps:
             matrices.scatter_add_(2, orders[..., None], moved)
 
 
-class _SoftBlock:
+class SoftBlock:
     """A block under soft maps.
 
     `subsets[m]` is the block mapped along the axes whose bits are set in m: ``subsets[0]`` is the client's own data,
@@ -180,7 +180,7 @@ class _SoftBlock:
         return gather(self.subsets[kept], axes, self.block.groups, vertices)
 
 
-def _gradients(problem: MatchingProblem, states: list[_SoftBlock]) -> Iterator[Tensor]:
+def gradients(problem: MatchingProblem, states: list[SoftBlock]) -> Iterator[Tensor]:
     for group in range(len(problem.group_sizes)):
         shares = [
             state.gradient(group, problem.weight_tensor(state.block.order))
