@@ -64,12 +64,10 @@ def batch_norm_input(layer: nn.Module, output: Statistics) -> Statistics | None:
     running_mean, running_var = _running(layer)
     assert isinstance(layer.weight, Tensor)
     assert isinstance(layer.bias, Tensor)
-    weight = layer.weight.double()
-    if bool((weight == 0).any()):
+    gain = layer.weight.double() * torch.rsqrt(running_var.double() + _eps(layer))
+    if bool((gain == 0).any()):
         return None
-    gain = weight * torch.rsqrt(running_var.double() + _eps(layer))
-    mean, std = output.mean.to(gain.device), output.std.to(gain.device)
-    return Statistics((mean - layer.bias.double()) / gain + running_mean.double(), std / gain.abs())
+    return Statistics((output.mean - layer.bias.double()) / gain + running_mean.double(), output.std / gain.abs())
 
 
 def _running(layer: nn.Module) -> tuple[Tensor, Tensor]:

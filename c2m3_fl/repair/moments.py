@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +22,8 @@ from c2m3_fl.repair.calibration import Calibration, read_batches
 from c2m3_fl.repair.errors import RepairError
 from c2m3_fl.repair.network import Architecture, Hook, Network, private_network
 from c2m3_fl.repair.sites import Site
+
+Spread = Literal["mean", "pooled"]
 
 _FIELDS = ("count", "mean", "variance")
 
@@ -176,13 +179,19 @@ def normalise(weights: Sequence[float] | Tensor | None, clients: int) -> tuple[f
 
 
 def goal(
-    moments: Sequence[Mapping[str, Moments]], weights: Sequence[float] | Tensor | None = None
+    moments: Sequence[Mapping[str, Moments]],
+    weights: Sequence[float] | Tensor | None = None,
+    *,
+    spread: Spread = "mean",
 ) -> dict[str, Statistics]:
-    r"""Statistics to aim at: the clients' means and standard deviations, averaged.
+    r"""Statistics to aim at, from those of the clients.
 
-    .. math:: \mu = \sum_p w_p \mu_p, \qquad \sigma = \sum_p w_p \sigma_p
+    The mean is the clients' means, averaged. The standard deviation is
 
-    (C2M3, Eqs. 7-8, for n clients.)
+    - for ``spread="mean"`` the clients' standard deviations, averaged (C2M3, Eqs. 7-8, for n clients):
+      :math:`\mu = \sum_p w_p \mu_p` and :math:`\sigma = \sum_p w_p \sigma_p`;
+    - for ``spread="pooled"`` that of all the clients' activations together, which includes how far their means lie
+      apart: :math:`\sigma^2 = \sum_p w_p (\sigma_p^2 + (\mu_p - \mu)^2)`. It is never smaller.
 
     Parameters
     ----------
@@ -191,28 +200,37 @@ def goal(
     weights
         Per client a weight, such as its number of examples; equal ones for None. Only their ratios matter, and a client
         of weight zero is ignored.
+    spread
+        `"mean"` or `"pooled"`.
 
     Raises
     ------
     RepairError
         If the clients' sites or channels differ, or the weights are unusable.
     """
+    if spread not in get_args(Spread):
+        raise RepairError(f"unknown spread {spread!r}; use one of {', '.join(map(repr, get_args(Spread)))}")
     shares = normalise(weights, len(moments))
-    counted = [(index, client) for index, client in enumerate(moments) if shares[index] > 0]
-    first = counted[0][1]
-    for index, client in counted:
-        if client.keys() != first.keys():
-            raise RepairError(f"client {index} measured other sites: {sorted(client.keys() ^ first.keys())}")
-        for site, found in client.items():
+    counted = [index for index, share in enumerate(shares) if share > 0]
+    first = moments[counted[0]]
+    for index in counted:
+        if moments[index].keys() != first.keys():
+            raise RepairError(f"client {index} measured other sites: {sorted(moments[index].keys() ^ first.keys())}")
+        for site, found in moments[index].items():
             if found.mean.shape != first[site].mean.shape:
                 raise RepairError(f"client {index} has {found.mean.shape[0]} channels at the layer {site!r}")
-    return {
-        site: Statistics(
-            mean=_sum([shares[index] * client[site].mean for index, client in counted]),
-            std=_sum([shares[index] * client[site].std for index, client in counted]),
-        )
-        for site in first
-    }
+    counted_shares = torch.tensor([shares[index] for index in counted], dtype=torch.float64).unsqueeze(1)
+    return {site: _combine([moments[index][site] for index in counted], counted_shares, spread) for site in first}
+
+
+def _combine(clients: Sequence[Moments], shares: Tensor, spread: Spread) -> Statistics:
+    shares = shares.to(clients[0].mean.device)
+    means = torch.stack([client.mean for client in clients])
+    mean = (shares * means).sum(0)
+    if spread == "mean":
+        return Statistics(mean, (shares * torch.stack([client.std for client in clients])).sum(0))
+    variances = torch.stack([client.variance for client in clients])
+    return Statistics(mean, (shares * (variances + (means - mean).square())).sum(0).sqrt())
 
 
 def to_arrays(moments: Mapping[str, Moments]) -> dict[str, npt.NDArray[np.float64]]:
@@ -251,7 +269,3 @@ def _read(site: str, arrays: Mapping[str, npt.NDArray[np.float64]]) -> Moments:
     if not (number >= 1 and number.is_integer()) or not np.isfinite(mean + variance).all() or (variance < 0).any():
         raise RepairError(f"the moments of the layer {site!r} hold impossible values")
     return Moments(int(number), torch.from_numpy(mean.copy()), torch.from_numpy(variance.copy()))
-
-
-def _sum(terms: Sequence[Tensor]) -> Tensor:
-    return torch.stack(list(terms)).sum(0)

@@ -99,7 +99,7 @@ class Network:
 
         with self.watched({name: watch(name) for name in layers}):
             self.forward(0, batch, "the network", _PROBE_EXAMPLES)
-        excluded = self._excluded(layers)
+        excluded = self.excluded()
         found = []
         for name, axis in axes.items():
             layer = layers[name]
@@ -117,12 +117,12 @@ class Network:
             _log.info("repair leaves the layer %r as it is: %s", name, reason)
         return tuple(found)
 
-    def _excluded(self, layers: Mapping[str, nn.Module]) -> dict[str, str]:
-        """Candidates whose parameters must not change, with the reason."""
+    def excluded(self) -> dict[str, str]:
+        """Layers that could be sites but for others that share their parameters, or for frozen ones; with the reason."""
         owners = Counter(id(p) for m in self.module.modules() for p in m.parameters(recurse=False))
         any_trainable = any(p.requires_grad for p in self.module.parameters())
         excluded = {}
-        for name, layer in layers.items():
+        for name, layer in self.module.named_modules():
             if not is_candidate(layer):
                 continue
             own = list(layer.parameters(recurse=False))
