@@ -21,7 +21,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
@@ -31,6 +32,7 @@ _SUPERLINK = "engine"
 _START_TIMEOUT_S = 90.0
 _STOP_TIMEOUT_S = 15.0
 _POLL_S = 3.0
+_LOG_TAIL = 4000
 _FINISHED = "finished:"
 _COMPLETED = "finished:completed"
 
@@ -134,18 +136,29 @@ class SimulationEngine:
                 time.sleep(0.2)
             else:
                 return
-        tail = self._log.read_text(encoding="utf-8", errors="replace")[-2000:]
+        tail = self._log.read_text(encoding="utf-8", errors="replace")[-_LOG_TAIL:]
         raise EngineError(f"Flower's SuperLink did not start on port {port}. Its log ends:\n{tail}")
 
     def _stop(self) -> None:
-        if self._superlink.poll() is None:
-            self._superlink.terminate()
-            try:
-                self._superlink.wait(_STOP_TIMEOUT_S)
-            except subprocess.TimeoutExpired:
-                os.killpg(self._superlink.pid, signal.SIGKILL)
-                self._superlink.wait()
+        """End the SuperLink, and with it what a run that was interrupted left behind: all are in its process group."""
+        deadline = time.monotonic() + _STOP_TIMEOUT_S
+        self._signal(signal.SIGTERM)
+        try:
+            while self._signal(0) and time.monotonic() < deadline:
+                self._superlink.poll()  # a process that has ended stays in its group until it is asked for
+                time.sleep(0.1)
+        finally:  # also for those who press Ctrl-C twice
+            self._signal(signal.SIGKILL)
+            self._superlink.wait()
         shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _signal(self, number: int) -> bool:
+        """Send a signal to the process group; whether there was anybody to send it to."""
+        try:
+            os.killpg(self._superlink.pid, number)
+        except ProcessLookupError:
+            return False
+        return True
 
     def run(
         self, run_config: Mapping[str, Any], *, num_clients: int, cpus_per_client: int = 1, timeout: float = 600.0
@@ -175,16 +188,14 @@ class SimulationEngine:
             *("run", str(self._app), _SUPERLINK, "--federation-config", federation),
             *("--run-config", str(overrides), "--format", "json"),
         )
-        run_id = str(_json(answer)["run-id"])
-        lines: list[str] = []
-        follower = self._follow(run_id, lines)
-        try:
+        started = _json(answer)
+        if not started.get("run-id"):
+            raise EngineError(f"flwr run failed:\n{answer}")
+        run_id = str(started["run-id"])
+        with self._following(run_id):
             status = self._await_end(run_id, time.monotonic() + timeout)
-        finally:
-            follower.terminate()
-            follower.wait()
         if status != _COMPLETED:
-            log = "\n".join(lines[-60:])
+            log = self._flwr("log", run_id, _SUPERLINK, "--show")[-_LOG_TAIL:]
             raise EngineError(f"The run ended as {status!r}. Its log ends:\n{log}")
 
     def _await_end(self, run_id: str, deadline: float) -> str:
@@ -198,25 +209,30 @@ class SimulationEngine:
         self._flwr("stop", run_id, _SUPERLINK)
         raise EngineError("The run did not end in time and was stopped.")
 
-    def _follow(self, run_id: str, lines: list[str]) -> subprocess.Popen[str]:
-        """Pass the run's log on, line by line."""
-        process = subprocess.Popen(
+    @contextmanager
+    def _following(self, run_id: str) -> Iterator[None]:
+        """Inside the block, the run's log is passed on line by line."""
+
+        def pump(stream: IO[str]) -> None:
+            for line in stream:
+                self._on_log(line.rstrip("\n"))
+
+        with subprocess.Popen(
             [str(_BIN / "flwr"), "log", run_id, _SUPERLINK, "--stream"],
             cwd=self._cwd,
             env=self._environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-        )
-
-        def pump(stream: IO[str]) -> None:
-            for line in stream:
-                lines.append(line.rstrip("\n"))
-                self._on_log(lines[-1])
-
-        assert process.stdout is not None
-        threading.Thread(target=pump, args=(process.stdout,), daemon=True).start()
-        return process
+        ) as process:
+            assert process.stdout is not None
+            reader = threading.Thread(target=pump, args=(process.stdout,), daemon=True)
+            reader.start()
+            try:
+                yield
+            finally:
+                process.terminate()
+                reader.join()
 
     def _flwr(self, *arguments: str) -> str:
         done = subprocess.run(

@@ -1,0 +1,185 @@
+"""Endpoint networks: trained once, kept under a key of everything that determines them.
+
+A file holds one network. It is written whole or not at all, so that an interrupted run goes on with the first network
+that is missing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from clients.data import ImageData, Split, load_data
+from clients.models import Norm, build_model
+from clients.training import derive_seed, deterministic
+from simulations.paper.training import Recipe, train
+
+_FORMAT = 1
+_SUBSET_SEED = 7
+
+
+@dataclass(frozen=True)
+class EndpointConfig:
+    """What determines a trained network, but for the data's own bytes and rounding.
+
+    Attributes
+    ----------
+    dataset
+        Name of the data set.
+    model, width, norm
+        See `clients.models.build_model`.
+    recipe
+        How to train.
+    train_size
+        Number of training images, a random part that is the same for all seeds; 0 for all of them.
+    seed
+        Of the initialisation, the order of the images and their augmentation.
+    """
+
+    dataset: str
+    model: Literal["mlp", "cnn", "resnet20", "vgg16"]
+    recipe: Recipe
+    width: float = 1.0
+    norm: Norm = "layer"
+    train_size: int = 0
+    seed: int = 0
+
+    @property
+    def label(self) -> str:
+        """For people."""
+        norm = " BatchNorm" if self.norm == "batch" else ""
+        return f"{_MODEL_LABELS[self.model]}{'' if self.model == 'mlp' else f'-{self.width:g}x'}{norm}, {self.dataset}"
+
+    def with_seed(self, seed: int) -> EndpointConfig:
+        """The same network from another seed."""
+        return replace(self, seed=seed)
+
+
+_MODEL_LABELS = {"mlp": "MLP", "cnn": "CNN", "resnet20": "ResNet20", "vgg16": "VGG16"}
+
+
+@dataclass(frozen=True, eq=False)
+class Endpoint:
+    """A trained network."""
+
+    config: EndpointConfig
+    state_dict: dict[str, Tensor]
+    seconds: float
+    hardware: str
+
+
+def find_data(name: str, data_dir: Path) -> ImageData:
+    """A data set from ``NAME.npz`` in the folder if it is there, else by its name."""
+    archive = data_dir / f"{name}.npz"
+    return load_data(str(archive.resolve()) if archive.is_file() else name, str(data_dir))
+
+
+def training_split(data: ImageData, size: int) -> Split:
+    """The images that all endpoints of a configuration share."""
+    if size == 0 or size >= len(data.train):
+        return data.train
+    generator = torch.Generator().manual_seed(_SUBSET_SEED)
+    return data.train.select(torch.randperm(len(data.train), generator=generator)[:size])
+
+
+def fingerprint(split: Split) -> str:
+    """A short name of a split's content: labels in their order, and the images' bytes."""
+    digest = hashlib.sha256(split.labels.numpy().tobytes())
+    digest.update(split.images.contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+class EndpointStore:
+    """Trains endpoints, or finds them in a folder.
+
+    Parameters
+    ----------
+    folder
+        Where the networks are kept.
+    data_dir
+        Where the data sets are.
+    device
+        Where to train.
+    say
+        Takes a line of progress.
+    """
+
+    def __init__(self, folder: Path, data_dir: Path, device: torch.device) -> None:
+        self.folder = folder
+        self.data_dir = data_dir
+        self.device = device
+        self._fingerprints: dict[tuple[str, int], str] = {}
+
+    def data(self, config: EndpointConfig) -> ImageData:
+        """The data set of a configuration."""
+        return find_data(config.dataset, self.data_dir)
+
+    def path(self, config: EndpointConfig) -> Path:
+        """Where a network is, or will be."""
+        where = (config.dataset, config.train_size)
+        if where not in self._fingerprints:
+            self._fingerprints[where] = fingerprint(training_split(self.data(config), config.train_size))
+        content = {"format": _FORMAT, "data": self._fingerprints[where], **asdict(config)}
+        key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+        name = f"{config.dataset}-{config.model}-{config.width:g}x-{config.norm}-seed{config.seed}-{key}.pt"
+        return self.folder / name
+
+    def get(self, config: EndpointConfig) -> Endpoint:
+        """The network of a configuration, trained now if it is not in the folder."""
+        path = self.path(config)
+        if not path.is_file():
+            self._train(config, path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        return Endpoint(config, content["state_dict"], content["seconds"], content["hardware"])
+
+    def get_all(self, configs: Sequence[EndpointConfig]) -> list[Endpoint]:
+        """`get` for each."""
+        return [self.get(config) for config in configs]
+
+    def missing(self, configs: Sequence[EndpointConfig]) -> Iterator[EndpointConfig]:
+        """Those that are not in the folder at the moment they are asked for."""
+        for config in configs:
+            if not self.path(config).is_file():
+                yield config
+
+    def _train(self, config: EndpointConfig, path: Path) -> None:
+        data = self.data(config)
+        started = time.perf_counter()
+        with deterministic(derive_seed(config.seed)):
+            model = build_model(
+                config.model,
+                input_shape=data.input_shape,
+                num_classes=data.num_classes,
+                width=config.width,
+                norm=config.norm,
+            )
+            loss = train(model, training_split(data, config.train_size), config.recipe, self.device, config.seed)
+        seconds = time.perf_counter() - started
+        content = {
+            "config": asdict(config),
+            "state_dict": {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()},
+            "seconds": seconds,
+            "hardware": hardware(self.device),
+            "loss": loss,
+        }
+        self.folder.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.{os.getpid()}")
+        torch.save(content, partial)
+        os.replace(partial, path)
+        print(f"trained {config.label}, seed {config.seed}: loss {loss:.3f}, {seconds:.0f} s", flush=True)
+
+
+def hardware(device: torch.device) -> str:
+    """What ran it, in words."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU, {torch.get_num_threads()} thread" + ("" if torch.get_num_threads() == 1 else "s")
