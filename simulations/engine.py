@@ -14,7 +14,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -26,6 +25,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
+
+from simulations.processes import descendants, kill
 
 _BIN = Path(sys.executable).parent
 _SUPERLINK = "engine"
@@ -140,25 +141,17 @@ class SimulationEngine:
         raise EngineError(f"Flower's SuperLink did not start on port {port}. Its log ends:\n{tail}")
 
     def _stop(self) -> None:
-        """End the SuperLink, and with it what a run that was interrupted left behind: all are in its process group."""
-        deadline = time.monotonic() + _STOP_TIMEOUT_S
-        self._signal(signal.SIGTERM)
+        """End the SuperLink, and what it started: of a run that was interrupted, Ray and its workers would live on."""
+        family = descendants(self._superlink.pid)
         try:
-            while self._signal(0) and time.monotonic() < deadline:
-                self._superlink.poll()  # a process that has ended stays in its group until it is asked for
-                time.sleep(0.1)
+            self._superlink.terminate()
+            self._superlink.wait(_STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self._superlink.kill()
         finally:  # also for those who press Ctrl-C twice
-            self._signal(signal.SIGKILL)
+            kill(family)
             self._superlink.wait()
         shutil.rmtree(self._folder, ignore_errors=True)
-
-    def _signal(self, number: int) -> bool:
-        """Send a signal to the process group; whether there was anybody to send it to."""
-        try:
-            os.killpg(self._superlink.pid, number)
-        except ProcessLookupError:
-            return False
-        return True
 
     def run(
         self, run_config: Mapping[str, Any], *, num_clients: int, cpus_per_client: int = 1, timeout: float = 600.0
