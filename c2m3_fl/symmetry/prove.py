@@ -166,7 +166,7 @@ def _prepare(
         fresh = {name: tensor.clone() if name in buffers else tensor for name, tensor in state.items()}
         with torch.no_grad(), undisturbed():
             torch.manual_seed(0)
-            return tree_leaves(functional_call(own, fresh, tuple(args), dict(named), tie_weights=True))
+            return tree_leaves(functional_call(own, fresh, tuple(args), dict(named), tie_weights=False))
 
     buffers = {name for name, _ in own.named_buffers()}
     runs = []

@@ -367,6 +367,12 @@ class PermutationSpec:
         """Names of the tensors that some group moves."""
         return [name for name, axes in self.tensors.items() if any(axis.groups for axis in axes)]
 
+    def explain(self) -> str:
+        """Tables in plain text: groups, what they move, what share of the parameters that is, what stays and why."""
+        from c2m3_fl.symmetry.explain import explain  # noqa: PLC0415  # it builds on this module
+
+        return explain(self)
+
     def to_json(self) -> str:
         """Write the spec as JSON; `from_json` reads it back."""
         document = {

@@ -171,7 +171,7 @@ def _attribute(module: fx.GraphModule, node: fx.Node) -> Any:
 
 
 def _mutated(graph: fx.Graph) -> set[fx.Node]:
-    """Nodes whose memory some operator writes to, traced back through views."""
+    """Nodes whose memory some operator writes to, followed back through whatever may be a view of its first operand."""
     found: set[fx.Node] = set()
     for node in graph.nodes:
         schema = getattr(node.target, "_schema", None)
@@ -182,9 +182,11 @@ def _mutated(graph: fx.Graph) -> set[fx.Node]:
         ]
         while chain:
             source = chain.pop()
-            if isinstance(source, fx.Node) and source not in found:
+            if isinstance(source, (list, tuple)):
+                chain.extend(source)
+            elif isinstance(source, fx.Node) and source not in found:
                 found.add(source)
-                chain.extend(source.all_input_nodes)
+                chain.extend(source.args[:1])
     return found
 
 

@@ -9,34 +9,16 @@ from c2m3_fl.symmetry.rules.registry import Call, rule
 from c2m3_fl.symmetry.symbols import UNIT
 from c2m3_fl.symmetry.tensors import Traced, broadcast, fixed, uniform
 
+# Operators that torch tags as pointwise need no mention; these lack the tag in one form or another.
+_POINTWISE = """
+    _pointwise masked_fill where dropout feature_dropout alpha_dropout feature_alpha_dropout rrelu relu relu6 hardtanh
+    hardswish threshold log_sigmoid copy fill zero _to_copy contiguous clone detach alias lift_fresh_copy lift_fresh
+    square clip float_power true_divide subtract multiply divide rsub negative absolute arctan2 polar complex special_erf
+    special_expit greater less greater_equal less_equal not_equal fix
+"""
 
-@rule(
-    "_pointwise",
-    "masked_fill",
-    "where",
-    "dropout",
-    "feature_dropout",
-    "alpha_dropout",
-    "feature_alpha_dropout",
-    "relu",
-    "relu6",
-    "hardtanh",
-    "copy",
-    "fill",
-    "zero",
-    "_to_copy",
-    "contiguous",
-    "clone",
-    "detach",
-    "alias",
-    "lift_fresh_copy",
-    "lift_fresh",
-    "square",
-    "clip",
-    "float_power",
-    "true_divide",
-    "special_expit",
-)
+
+@rule(*_POINTWISE.split())
 def pointwise(call: Call) -> Traced:
     """Functions of the elements at one position, with broadcasting."""
     tensors = call.tensors
