@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from c2m3_fl.matching.block_frank_wolfe import BlockFrankWolfe
+from c2m3_fl.matching.camps import CampMoves
 from c2m3_fl.matching.coordinate_ascent import CoordinateAscent
 from c2m3_fl.matching.default import UniverseMatcher
 from c2m3_fl.matching.frank_wolfe import FrankWolfe
@@ -13,6 +15,7 @@ from c2m3_fl.matching.problem import Block, MatchingProblem
 MATCHERS: dict[str, Callable[[], Matcher]] = {
     "default": UniverseMatcher,
     "frank-wolfe": FrankWolfe,
+    "block-frank-wolfe": BlockFrankWolfe,
     "coordinate-ascent": CoordinateAscent,
     "identity": Identity,
 }
@@ -39,6 +42,8 @@ def resolve_matcher(matcher: str | Matcher) -> Matcher:
 __all__ = [
     "MATCHERS",
     "Block",
+    "BlockFrankWolfe",
+    "CampMoves",
     "CoordinateAscent",
     "FrankWolfe",
     "Identity",

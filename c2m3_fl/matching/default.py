@@ -1,24 +1,32 @@
-"""The default matcher: a short Frank-Wolfe run, rounded, then coordinate ascent."""
+"""The default matcher: block-coordinate Frank-Wolfe, rounded, then coordinate ascent, then camp moves."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
+from c2m3_fl.matching.block_frank_wolfe import BlockFrankWolfe
+from c2m3_fl.matching.camps import CampMoves
 from c2m3_fl.matching.coordinate_ascent import CoordinateAscent
-from c2m3_fl.matching.frank_wolfe import FrankWolfe
 from c2m3_fl.matching.matcher import Matching
 from c2m3_fl.matching.problem import MatchingProblem
 
 
 @dataclass(frozen=True)
 class UniverseMatcher:
-    """Frank-Wolfe for the global view, coordinate ascent for the end game."""
+    """Block-coordinate Frank-Wolfe for the global view, coordinate ascent for the end game, camp moves to get unstuck.
 
-    start: FrankWolfe = field(default_factory=lambda: FrankWolfe(max_iterations=20))
-    finish: CoordinateAscent = field(default_factory=CoordinateAscent)
+    Parameters
+    ----------
+    effort
+        Passes of block-coordinate Frank-Wolfe before the maps are rounded: more take longer and find a better objective.
+    """
+
+    effort: int = 10
 
     def match(self, problem: MatchingProblem) -> Matching:
         """Solve a matching problem."""
-        begun = self.start.match(problem)
-        finished = self.finish.improve(problem, begun.permutations)
-        return Matching(finished.permutations, begun.iterations + finished.iterations)
+        start, finish = BlockFrankWolfe(max_passes=self.effort), CoordinateAscent()
+        begun = start.match(problem)
+        ascended = finish.improve(problem, begun.permutations)
+        moved = CampMoves(finish=finish).improve(problem, ascended.permutations)
+        return Matching(moved.permutations, begun.iterations + ascended.iterations + moved.iterations)

@@ -12,12 +12,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import combinations_with_replacement
 
-import numpy as np
 import torch
 from numpy.polynomial import Polynomial
 from torch import Tensor
 
 from c2m3_fl.matching.assignment import assign_all
+from c2m3_fl.matching.line_search import bernstein, maximise_on_unit_interval
 from c2m3_fl.matching.matcher import Iteration, Matching
 from c2m3_fl.matching.problem import Block, MatchingProblem, contract, gather, inner, weighted_sum
 
@@ -79,17 +79,6 @@ class FrankWolfe:
         return maps.matrices, tuple(iterations)
 
 
-def maximise_on_unit_interval(polynomial: Polynomial) -> float:
-    """Where a polynomial is largest on [0, 1]: at a root of its derivative or at an end.
-
-    Among equal maxima the smallest is returned, so that a step that gains nothing is not made.
-    """
-    roots = polynomial.deriv().roots()
-    real = roots[np.abs(roots.imag) < 1e-9].real
-    candidates = np.concatenate([[0.0], np.sort(real[(real > 0.0) & (real < 1.0)]), [1.0]])
-    return float(candidates[int(np.argmax(polynomial(candidates)))])
-
-
 class _SoftMaps:
     """The soft permutations themselves, which only the last rounding needs: per group ``(clients, size, size)``."""
 
@@ -146,7 +135,7 @@ class SoftBlock:
         for a, b in combinations_with_replacement(range(degree + 1), 2):
             own = sum(w**2 * inner(x, y) for w, x, y in zip(self.weights, self.parts[a], self.parts[b], strict=True))
             value = inner(sums[a], sums[b]) - own
-            result += (value if a == b else 2.0 * value) * _bernstein(a + b, 2 * degree)
+            result += (value if a == b else 2.0 * value) * bernstein(a + b, 2 * degree)
         return result
 
     def move(self, vertices: list[Tensor], step: float) -> None:
@@ -196,7 +185,3 @@ def _subsets_of(mask: int) -> Iterator[int]:
         yield subset
         subset = (subset - 1) & mask
     yield 0
-
-
-def _bernstein(power: int, degree: int) -> Polynomial:
-    return Polynomial([0.0, 1.0]) ** power * Polynomial([1.0, -1.0]) ** (degree - power)

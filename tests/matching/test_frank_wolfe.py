@@ -13,7 +13,8 @@ from torch import Tensor
 
 from c2m3_fl.matching import FrankWolfe, MatchingProblem
 from c2m3_fl.matching.assignment import assign
-from c2m3_fl.matching.frank_wolfe import SoftBlock, gradients, maximise_on_unit_interval
+from c2m3_fl.matching.frank_wolfe import SoftBlock, gradients
+from c2m3_fl.matching.line_search import maximise_on_unit_interval
 from c2m3_fl.symmetry import Axis, PermutationSpec
 from tests.cases import SPECS, build_problem, random_clients, related_clients
 

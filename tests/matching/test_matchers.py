@@ -84,7 +84,7 @@ def test_assignment_refuses_what_is_not_finite() -> None:
 
 
 def test_unknown_matchers_are_named_with_the_known_ones() -> None:
-    with pytest.raises(ValueError, match="'hungarian'.*frank-wolfe"):
+    with pytest.raises(ValueError, match=r"'hungarian'.*frank-wolfe"):
         resolve_matcher("hungarian")
     with pytest.raises(ValueError, match="no method match"):
         resolve_matcher(3)  # type: ignore[arg-type]

@@ -55,5 +55,5 @@ def test_running_statistics_do_not_enter_the_objective() -> None:
 
 def test_an_integer_tensor_that_is_not_carried_is_an_error_that_names_it() -> None:
     spec = PermutationSpec.from_axes({"a": 2}, {"steps": ("a",)})
-    with pytest.raises(SpecError, match="'steps'.*carried"):
+    with pytest.raises(SpecError, match=r"'steps'.*carried"):
         build_problem(spec, [{"steps": torch.tensor([1, 2])}] * 2)

@@ -1,0 +1,45 @@
+"""Exact line search: along a step the objective is a polynomial, whose largest value on [0, 1] is found by its roots."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.polynomial import Polynomial
+
+
+def along_step(values: Sequence[float]) -> Polynomial:
+    r"""A multilinear function along a step that all of its k arguments make together.
+
+    Parameters
+    ----------
+    values
+        :math:`2^k` values; entry m is the function's with the arguments whose bits are set in m at the step's end, the
+        others at its start.
+
+    Returns
+    -------
+    Polynomial
+        :math:`\sum_m v_m \alpha^{|m|} (1-\alpha)^{k-|m|}`.
+    """
+    degree = len(values).bit_length() - 1
+    total = Polynomial([0.0])
+    for moved, value in enumerate(values):
+        total = total + value * bernstein(moved.bit_count(), degree)
+    return total
+
+
+def bernstein(power: int, degree: int) -> Polynomial:
+    r"""The polynomial :math:`\alpha^j (1-\alpha)^{k-j}`, without the binomial factor."""
+    return Polynomial([0.0, 1.0]) ** power * Polynomial([1.0, -1.0]) ** (degree - power)
+
+
+def maximise_on_unit_interval(polynomial: Polynomial) -> float:
+    """Where a polynomial is largest on [0, 1]: at a root of its derivative or at an end.
+
+    Among equal maxima the smallest is returned, so that a step that gains nothing is not made.
+    """
+    roots = polynomial.deriv().roots()
+    real = roots[np.abs(roots.imag) < 1e-9].real
+    candidates = np.concatenate([[0.0], np.sort(real[(real > 0.0) & (real < 1.0)]), [1.0]])
+    return float(candidates[int(np.argmax(polynomial(candidates)))])
