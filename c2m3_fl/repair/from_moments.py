@@ -5,11 +5,25 @@ server needs no input, and learns per channel a mean, a variance and a count.
 
 What is exact and what is not
 -----------------------------
-All corrections come from one measurement, while each changes the inputs of the layers behind it. So the first site is
-exact, and so are sites whose inputs no other site feeds. Behind layers that normalise every example by itself (layer,
-group, instance norms) the error is small, as they undo a change of scale; elsewhere it can grow with depth. Measuring
-and correcting again makes the next site exact: after as many exchanges as there are sites in a row, the result is that
-of `repair`. A second exchange can be worse than the first on the way there.
+All corrections come from one measurement, while each changes the inputs of the layers behind it. So a site is exact if
+no other named site feeds it: a single one, or the first. Behind layers that normalise every example by themselves
+(layer, group, instance norms) the error is small, as they undo a change of scale; elsewhere it grows with depth, and
+many sites at once can be worse than none (BatchNorm above all).
+
+So name one site per exchange. In the order of the forward pass, as many exchanges as there are sites give what `repair`
+gives. The last site alone, in one exchange, is most of the gain: five networks of three convolutions with BatchNorm,
+MNIST with Dirichlet(0.3) labels, each from its own initialisation and aligned (two seeds), test accuracy in per cent,
+statistics from 512 examples a client:
+
+====================================  =========  ===============  ===================
+statistics                            no repair  last site alone  every site, in turn
+====================================  =========  ===============  ===================
+pooled spread, examples held out      76.5       87.3             87.6
+pooled spread, the training examples  76.5       83.1             84.6
+mean spread, examples held out        76.5       79.9             80.8
+====================================  =========  ===============  ===================
+
+Clients do best to measure on examples that they did not train on.
 """
 
 from __future__ import annotations
@@ -43,8 +57,8 @@ def repair_from_moments(
     merged
         The merged network's state dict.
     goal
-        Per site the statistics to aim at: `c2m3_fl.repair.goal` of the clients' own moments. Sites that are not named
-        stay as they are.
+        Per site the statistics to aim at: `c2m3_fl.repair.goal` of the clients' own moments, or a part of it. Sites
+        that are not named stay as they are; `measure` names them in the order of the forward pass.
     current
         The merged network's statistics at those sites or more, put together from the clients' measurements *by the same
         function with the same weights and spread*, so that the clients' different data cancel out.

@@ -149,6 +149,18 @@ def test_repair_follows_a_permutation_of_the_neurons() -> None:
         torch.testing.assert_close(value, permuted(plain)[key], rtol=1e-5, atol=1e-6)
 
 
+def test_the_pooled_method_includes_how_far_the_clients_lie_apart() -> None:
+    states, x = clients_of("mlp"), inputs()
+    repaired = repair(networks.mlp, average(states, WEIGHTS), states, x, weights=WEIGHTS, method="repair-pooled")
+    got, goals = observe("mlp", repaired, x), [observe("mlp", state, x) for state in states]
+    shares = torch.tensor(WEIGHTS, dtype=torch.float64)[:, None] / sum(WEIGHTS)
+    for layer, (mean, std) in got.items():
+        means, stds = (torch.stack([g[layer][i] for g in goals]) for i in range(2))
+        wanted = (shares * (stds**2 + (means - (shares * means).sum(0)) ** 2)).sum(0).sqrt()
+        torch.testing.assert_close(mean, (shares * means).sum(0), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(std, wanted, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize("method", ["repair", "recalibrate"])
 def test_running_statistics_are_those_of_the_repaired_network(method: str) -> None:
     name = "resnet-batchnorm"
@@ -245,6 +257,18 @@ def test_dead_channels_are_shifted_and_never_blown_up() -> None:
     for layer, channel in (("1", 0), ("1", 1), ("3", 2)):
         wanted = (goals[0][layer][0][channel] + goals[1][layer][0][channel]) / 2
         assert got[layer][0][channel] == pytest.approx(float(wanted), abs=1e-5)
+
+
+def test_rounding_is_not_taken_for_signal() -> None:
+    states = [client(networks.mlp, seed) for seed in range(2)]
+    for state in states:
+        state["1.weight"][0] *= 0.01
+    merged = average(states)
+    merged["1.weight"][0] *= 0.02
+    merged["1.bias"][0] = 1000  # the output varies by a few steps of float32
+    repaired = repair(networks.mlp, merged, states, inputs(), device="cpu")
+    assert torch.equal(repaired["1.weight"][0], merged["1.weight"][0])
+    assert abs(float(repaired["1.bias"][0])) < 1
 
 
 def test_layers_that_are_tied_frozen_or_unreached_stay_and_the_log_says_why(caplog: pytest.LogCaptureFixture) -> None:
