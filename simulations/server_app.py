@@ -13,6 +13,7 @@ from flwr.common import log
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import Result
 
+from clients.training import deterministic
 from simulations.central import TestSet, calibration_inputs, global_model
 from simulations.records import RoundRecord, RunRecord, write_json
 from simulations.settings import SimulationSettings
@@ -86,6 +87,15 @@ def run(grid: Grid, settings: SimulationSettings) -> RunRecord:
     NodesError
         If the clients do not come.
     """
+    with deterministic(settings.seed, settings.server_threads or None):
+        record = _run(grid, settings)
+    if settings.output:
+        write_json(Path(settings.output), record.to_dict())
+        log(INFO, "Wrote %s", settings.output)
+    return record
+
+
+def _run(grid: Grid, settings: SimulationSettings) -> RunRecord:
     start = time.perf_counter()
     num_clients = _count_clients(grid, settings.num_clients)
     calibration = calibration_inputs(settings)
@@ -102,16 +112,12 @@ def run(grid: Grid, settings: SimulationSettings) -> RunRecord:
         num_rounds=settings.num_server_rounds,
         evaluate_fn=_evaluation(test_set),
     )
-    record = RunRecord(
+    return RunRecord(
         settings=settings.run_config(),
         num_clients=num_clients,
         rounds=_rounds(result, side_by_side.comparisons),
         seconds=time.perf_counter() - start,
     )
-    if settings.output:
-        write_json(Path(settings.output), record.to_dict())
-        log(INFO, "Wrote %s", settings.output)
-    return record
 
 
 @app.main()

@@ -41,6 +41,7 @@ class SimulationSettings(ClientSettings):
     trim_fraction: float = option(0.2, least=0, most=0.49)
     malicious_clients: int = option(0, least=0)
     server_device: str = "auto"
+    server_threads: int = option(0, least=0)
     output: str = ""
 
     def __post_init__(self) -> None:
