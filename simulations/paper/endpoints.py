@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -78,9 +77,20 @@ class Endpoint:
 
 
 def find_data(name: str, data_dir: Path) -> ImageData:
-    """A data set from ``NAME.npz`` in the folder if it is there, else by its name."""
+    """A data set from ``NAME.npz`` in the folder if it is there, else by its name.
+
+    ``"digits-32"`` is the embedded digits, enlarged to three channels of 32x32 pixels.
+    """
+    if name == "digits-32":
+        digits = load_data("digits")
+        return ImageData(name, _enlarged(digits.train), _enlarged(digits.test), digits.num_classes)
     archive = data_dir / f"{name}.npz"
     return load_data(str(archive.resolve()) if archive.is_file() else name, str(data_dir))
+
+
+def _enlarged(split: Split) -> Split:
+    images = split.images.repeat_interleave(4, 2).repeat_interleave(4, 3).repeat(1, 3, 1, 1)
+    return Split(images, split.labels, split.mean.repeat(3), split.std.repeat(3))
 
 
 def training_split(data: ImageData, size: int) -> Split:
@@ -109,8 +119,6 @@ class EndpointStore:
         Where the data sets are.
     device
         Where to train.
-    say
-        Takes a line of progress.
     """
 
     def __init__(self, folder: Path, data_dir: Path, device: torch.device) -> None:
@@ -123,11 +131,15 @@ class EndpointStore:
         """The data set of a configuration."""
         return find_data(config.dataset, self.data_dir)
 
+    def training(self, config: EndpointConfig) -> Split:
+        """The images that a configuration's endpoints are trained on."""
+        return training_split(self.data(config), config.train_size)
+
     def path(self, config: EndpointConfig) -> Path:
         """Where a network is, or will be."""
         where = (config.dataset, config.train_size)
         if where not in self._fingerprints:
-            self._fingerprints[where] = fingerprint(training_split(self.data(config), config.train_size))
+            self._fingerprints[where] = fingerprint(self.training(config))
         content = {"format": _FORMAT, "data": self._fingerprints[where], **asdict(config)}
         key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
         name = f"{config.dataset}-{config.model}-{config.width:g}x-{config.norm}-seed{config.seed}-{key}.pt"
@@ -141,16 +153,6 @@ class EndpointStore:
         content = torch.load(path, map_location="cpu", weights_only=True)
         return Endpoint(config, content["state_dict"], content["seconds"], content["hardware"])
 
-    def get_all(self, configs: Sequence[EndpointConfig]) -> list[Endpoint]:
-        """`get` for each."""
-        return [self.get(config) for config in configs]
-
-    def missing(self, configs: Sequence[EndpointConfig]) -> Iterator[EndpointConfig]:
-        """Those that are not in the folder at the moment they are asked for."""
-        for config in configs:
-            if not self.path(config).is_file():
-                yield config
-
     def _train(self, config: EndpointConfig, path: Path) -> None:
         data = self.data(config)
         started = time.perf_counter()
@@ -162,7 +164,7 @@ class EndpointStore:
                 width=config.width,
                 norm=config.norm,
             )
-            loss = train(model, training_split(data, config.train_size), config.recipe, self.device, config.seed)
+            loss = train(model, self.training(config), config.recipe, self.device, config.seed)
         seconds = time.perf_counter() - started
         content = {
             "config": asdict(config),

@@ -112,7 +112,9 @@ def train(model: nn.Module, split: Split, recipe: Recipe, device: torch.device, 
         order = torch.randperm(len(labels), generator=generator, device=device)
         for step, batch in enumerate(order.split(recipe.batch_size)[:steps]):
             for group in optimizer.param_groups:
-                group["lr"] = recipe.rate(epoch + (step + 1) / steps if epoch < recipe.warmup_epochs else epoch + step / steps)
+                group["lr"] = recipe.rate(
+                    epoch + (step + 1) / steps if epoch < recipe.warmup_epochs else epoch + step / steps
+                )
             images = augment(inputs[batch], generator) if recipe.augment else inputs[batch]
             with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
                 outputs = model(images.contiguous(memory_format=torch.channels_last))
@@ -129,9 +131,7 @@ def train(model: nn.Module, split: Split, recipe: Recipe, device: torch.device, 
 def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     parameters = list(model.parameters())
     if recipe.optimizer == "adam":
-        return torch.optim.Adam(
-            parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay, foreach=True
-        )
+        return torch.optim.Adam(parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay, foreach=True)
     return torch.optim.SGD(
         parameters, lr=recipe.learning_rate, momentum=0.9, weight_decay=recipe.weight_decay, foreach=True
     )

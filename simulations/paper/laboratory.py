@@ -1,0 +1,191 @@
+"""What every experiment works with: endpoints, data to judge by, and merging by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from c2m3_fl.alignment import Alignment, align
+from c2m3_fl.averaging import average
+from c2m3_fl.matching import Matcher, resolve_matcher
+from c2m3_fl.repair import repair
+from c2m3_fl.symmetry import PermutationSpec
+from clients.data import Split
+from clients.models import build_model
+from clients.training import evaluate
+from simulations.paper.endpoints import Endpoint, EndpointConfig, EndpointStore, hardware
+from simulations.paper.ledger import Ledger
+from simulations.paper.scales import Scale
+
+_SAMPLE_SEED = 11
+_CALIBRATION_BATCH = 256
+
+Network = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Quality:
+    """Loss in nats and accuracy in [0, 1], on the test set and on a part of the training set."""
+
+    test_accuracy: float
+    test_loss: float
+    train_accuracy: float
+    train_loss: float
+
+
+@dataclass(frozen=True, eq=False)
+class Merge:
+    """Networks matched, mapped to the universe and averaged there."""
+
+    alignment: Alignment
+    mapped: list[Network]
+    average: Network
+
+
+class Bench:
+    """One architecture on one data set: where networks are judged, matched and repaired.
+
+    Parameters
+    ----------
+    config
+        Of the endpoints; their seed does not matter here.
+    store
+        Knows the data.
+    scale
+        Says how many images to use.
+    """
+
+    def __init__(self, config: EndpointConfig, store: EndpointStore, scale: Scale) -> None:
+        data = store.data(config)
+        self.device = store.device
+        self.module: nn.Module = build_model(
+            config.model,
+            input_shape=data.input_shape,
+            num_classes=data.num_classes,
+            width=config.width,
+            norm=config.norm,
+        ).to(self.device, memory_format=torch.channels_last)
+        sizes = scale.sizes[config.model]
+        self.test = _images(data.test, torch.arange(len(data.test))[: sizes.test or None])
+        # Judged on images that the endpoints were trained on; calibrated on others of them.
+        seen = _shuffled(config, store)
+        self.train = _images(seen, torch.arange(len(seen))[: sizes.train or None])
+        self.calibration = list(
+            _images(seen, torch.arange(len(seen))[-sizes.calibration :])[0].split(_CALIBRATION_BATCH)
+        )
+        self.spec = PermutationSpec.from_module(self.module.cpu(), data.test.select(torch.arange(2)).inputs())
+
+    def score(self, network: Mapping[str, Tensor], on: tuple[Tensor, Tensor], size: int = 0) -> tuple[float, float]:
+        """Accuracy and loss of a network on images and labels, the first `size` of them where it is not 0."""
+        self.module.load_state_dict(dict(network))
+        result = evaluate(self.module, on[0][: size or None], on[1][: size or None], self.device)
+        return result.accuracy, result.loss
+
+    def quality(self, network: Mapping[str, Tensor]) -> Quality:
+        """Judge a network."""
+        return Quality(*self.score(network, self.test), *self.score(network, self.train))
+
+    def merge(self, networks: Sequence[Network], matcher: str | Matcher) -> Merge:
+        """Match, map and average."""
+        alignment = align(networks, self.spec, matcher=matcher, device=self.device)
+        mapped = alignment.apply(networks)
+        return Merge(alignment, mapped, average(mapped))
+
+    def repaired(
+        self, merged: Network, endpoints: Sequence[Network], weights: Sequence[float] | None = None
+    ) -> Network:
+        """REPAIR as in the paper (A.4): endpoints as mapped, the output layer left as it is."""
+        return repair(
+            self.module,
+            merged,
+            endpoints,
+            self.calibration,
+            weights=weights,
+            output_layer=False,
+            device=self.device,
+        )
+
+
+class Laboratory:
+    """A scale, a store of endpoints and a folder of measurements.
+
+    Parameters
+    ----------
+    scale
+        The size of everything.
+    store
+        Trains endpoints or finds them.
+    output
+        Folder for the measurements, one file an experiment.
+    networks
+        Which of the scale's networks to work on; None for all that an experiment names.
+    """
+
+    def __init__(self, scale: Scale, store: EndpointStore, output: Path, networks: Sequence[str] | None = None) -> None:
+        self.scale = scale
+        self.store = store
+        self.output = output
+        self.networks = networks
+        self._benches: dict[str, Bench] = {}
+
+    @property
+    def device(self) -> torch.device:
+        """Where everything runs."""
+        return self.store.device
+
+    def ledger(self, experiment: str) -> Ledger:
+        """The measurements of an experiment."""
+        return Ledger(self.output / f"{experiment}.jsonl", hardware(self.device))
+
+    def chosen(self, networks: Sequence[str]) -> list[str]:
+        """Those of an experiment's networks that this run works on."""
+        return [name for name in networks if self.networks is None or name in self.networks]
+
+    def bench(self, config: EndpointConfig) -> Bench:
+        """The bench of a configuration, built once."""
+        key = repr(config.with_seed(0))
+        if key not in self._benches:
+            self._benches[key] = Bench(config, self.store, self.scale)
+        return self._benches[key]
+
+    def endpoints(self, config: EndpointConfig, seeds: Sequence[int]) -> list[Endpoint]:
+        """Networks from several seeds."""
+        return [self.store.get(config.with_seed(seed)) for seed in seeds]
+
+    def networks_of(self, config: EndpointConfig, seeds: Sequence[int]) -> list[Network]:
+        """Their state dicts."""
+        return [endpoint.state_dict for endpoint in self.endpoints(config, seeds)]
+
+    def depends(self, config: EndpointConfig, seeds: Sequence[int], **more: Any) -> dict[str, Any]:
+        """What a measurement on endpoints depends on, for `Ledger.measure`."""
+        return {
+            "endpoints": [self.store.path(config.with_seed(seed)).name for seed in seeds],
+            "sizes": asdict(self.scale.sizes[config.model]),
+            **more,
+        }
+
+
+def identify(matcher: str | Matcher) -> str:
+    """A matcher with all its settings, in writing."""
+    return repr(resolve_matcher(matcher))
+
+
+def quality_values(quality: Quality) -> dict[str, float]:
+    """Plain values for a record."""
+    return asdict(quality)
+
+
+def _shuffled(config: EndpointConfig, store: EndpointStore) -> Split:
+    split = store.training(config)
+    generator = torch.Generator().manual_seed(_SAMPLE_SEED)
+    return split.select(torch.randperm(len(split), generator=generator))
+
+
+def _images(split: Split, indices: Tensor) -> tuple[Tensor, Tensor]:
+    chosen = split.select(indices)
+    return chosen.inputs().contiguous(memory_format=torch.channels_last), chosen.labels
