@@ -51,6 +51,7 @@ def client_indices(settings: ClientSettings, num_partitions: int, partition_id: 
     """Indices into the training set of one client's training and validation examples."""
     labels = load_data(settings.dataset, settings.data_dir, settings.download).train.labels
     pool = hold_out(len(labels), settings.calibration_size, settings.seed).pool
+    pool = pool[: settings.train_size or None]
     mine = pool[partition_indices(labels[pool], settings, num_partitions, partition_id)]
     seed = derive_seed(settings.seed, partition_id, _FOR_VALIDATION)
     mine = mine[torch.randperm(len(mine), generator=torch.Generator().manual_seed(seed))]

@@ -66,6 +66,7 @@ class ClientSettings:
     dataset: str = "digits"
     data_dir: str = "data"
     download: bool = False
+    train_size: int = option(0, least=0)
     calibration_size: int = option(256, least=0)
     partition: str = option("iid", choices=PARTITIONS)
     dirichlet_alpha: float = option(0.5, above=0)

@@ -6,8 +6,9 @@ import argparse
 from collections.abc import Callable
 
 from simulations import demo
+from simulations.federated import command as federated
 
-EXPERIMENTS: dict[str, Callable[[list[str]], None]] = {"demo": demo.main}
+EXPERIMENTS: dict[str, Callable[[list[str]], None]] = {"demo": demo.main, "federated": federated.main}
 
 
 def main() -> None:

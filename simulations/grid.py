@@ -6,11 +6,10 @@ ones that a deployment runs.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from flwr.app import Context, Error, Message, RecordDict, UserConfig
-from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
@@ -30,14 +29,14 @@ class InProcessGrid(Grid):
     Parameters
     ----------
     app
-        The ClientApp.
+        The ClientApp, or what answers in its place.
     num_nodes
         Number of clients; client i has ``partition-id = i``.
     run_config
         Given to each client.
     """
 
-    def __init__(self, app: ClientApp, num_nodes: int, run_config: UserConfig) -> None:
+    def __init__(self, app: Callable[[Message, Context], Message], num_nodes: int, run_config: UserConfig) -> None:
         # A message carries the identity of the task that makes it, which Flower sets at the start of a process.
         TaskIdentity.task_id = TaskIdentity.run_id = TaskIdentity.node_id = _SERVER_NODE_ID
         self._app = app

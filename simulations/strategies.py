@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
@@ -25,11 +25,10 @@ from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords
 from torch import Tensor
 
 from c2m3_fl import C2M3, PermutationSpec
+from c2m3_fl.repair.sequential import Method
 from clients.data import load_data
 from simulations.central import TestSet, global_model
 from simulations.settings import SimulationSettings
-
-Method = Literal["repair", "recalibrate"]
 
 
 def _mean_metrics(replies: list[RecordDict], weighted_by_key: str) -> MetricRecord:

@@ -108,3 +108,11 @@ def test_batch_norms_counters_stay_integers() -> None:
     sent = trained(settings, 0)
     assert sent["norm.num_batches_tracked"].dtype == torch.int64
     assert sent["norm.num_batches_tracked"] > 0
+
+
+def test_clients_share_no_more_examples_than_they_are_told_to() -> None:
+    limited = replace(QUICK, train_size=90, validation_fraction=0.0)
+    shares = [client_indices(limited, CLIENTS, client)[0] for client in range(CLIENTS)]
+    assert len(torch.cat(shares).unique()) == 90
+    everything = torch.cat([client_indices(QUICK, CLIENTS, client)[0] for client in range(CLIENTS)])
+    assert len(everything) > 900

@@ -1,0 +1,1 @@
+"""C2M3 beside Flower's own strategies: ``python -m simulations federated``."""

@@ -1,0 +1,91 @@
+"""Runs the cells of the benchmark and writes down each result as soon as it is there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from clients.client_app import app as client_app
+from simulations.federated.cells import Cell
+from simulations.federated.metering import FirstRound, MeteredGrid
+from simulations.federated.methods import METHODS
+from simulations.paper.ledger import Ledger
+from simulations.server_app import run
+from simulations.settings import SimulationSettings
+
+CLIENTS = "clients"
+"""Name of the measurement of the clients' own networks, in cells of one round."""
+
+# Where a run is made changes none of its figures, or is said by the record's hardware.
+_ELSEWHERE = ("data-dir", "download", "output", "client-device", "server-device", "server-threads", "compare")
+
+
+# C2M3 reports this metric for every round that it has merged; a round that fails costs it no more than the round.
+_DONE = "c2m3-objective"
+
+
+class LostRoundError(RuntimeError):
+    """A strategy could not aggregate: its figures would be those of the network before."""
+
+
+class Benchmark:
+    """The benchmark at one scale.
+
+    Parameters
+    ----------
+    ledger
+        Where the measurements are, and are written to.
+    data_dir
+        Folder of the data sets, in torchvision's layout or as ``NAME.npz``.
+    """
+
+    def __init__(self, ledger: Ledger, data_dir: Path) -> None:
+        self._ledger = ledger
+        self._data_dir = data_dir
+
+    def run(self, cells: Iterable[Cell]) -> None:
+        """Measure what is not written down yet."""
+        for cell in cells:
+            for seed in cell.seeds:
+                self._repeat(cell, seed)
+
+    def _repeat(self, cell: Cell, seed: int) -> None:
+        clients = FirstRound(client_app)  # shared by all methods of this repetition
+        settings = replace(cell.settings, seed=seed, num_clients=cell.num_clients)
+        if settings.num_server_rounds == 1:
+            self._measure(cell, CLIENTS, settings, lambda: self._judge_clients(settings, clients))
+        for name in cell.methods:
+            chosen = replace(settings, **METHODS[name].overrides)
+            self._measure(cell, name, chosen, lambda chosen=chosen: self._train(chosen, clients))
+
+    def _measure(self, cell: Cell, method: str, settings: SimulationSettings, compute: Any) -> None:
+        depends = {key: value for key, value in settings.run_config().items() if key not in _ELSEWHERE}
+        self._ledger.measure({"cell": cell.name, "method": method, "seed": settings.seed}, depends, compute)
+
+    def _here(self, settings: SimulationSettings) -> SimulationSettings:
+        archive = self._data_dir / f"{settings.dataset}.npz"
+        dataset = archive.name if archive.is_file() else settings.dataset
+        return replace(settings, dataset=dataset, data_dir=str(self._data_dir))
+
+    def _train(self, settings: SimulationSettings, clients: FirstRound) -> Mapping[str, Any]:
+        settings = self._here(settings)
+        grid = MeteredGrid(clients, settings.num_clients, settings.run_config())
+        rounds = run(grid, settings).rounds
+        lost = [each.round for each in rounds[1:] if settings.strategy.startswith("c2m3") and _DONE not in each.train]
+        if lost:
+            raise LostRoundError(f"Rounds {lost} of {settings.strategy} were lost; Flower's log says why.")
+        return {
+            "final": rounds[-1].server["accuracy"],
+            "accuracy": [each.server["accuracy"] for each in rounds],
+            "loss": [each.server["loss"] for each in rounds],
+            "train": [dict(each.train) for each in rounds],
+            **{name: [vars(each)[name] for each in grid.rounds] for name in asdict(grid.rounds[0])},
+        }
+
+    def _judge_clients(self, settings: SimulationSettings, clients: FirstRound) -> Mapping[str, Any]:
+        settings = replace(self._here(settings), strategy="fedavg", compare="fedavg")
+        grid = MeteredGrid(clients, settings.num_clients, settings.run_config())
+        comparison = run(grid, settings).rounds[-1].comparison
+        return {"accuracies": list(comparison["clients"]), "ensemble": comparison["ensemble"]}

@@ -1,0 +1,40 @@
+"""The strategies that are compared, each a few overrides of the run config."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Method:
+    """A strategy with its options.
+
+    Attributes
+    ----------
+    label
+        For tables and figures.
+    colour
+        Of its curves.
+    overrides
+        Fields of `SimulationSettings` and their values.
+    """
+
+    label: str
+    colour: str
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+
+
+METHODS: dict[str, Method] = {
+    "fedavg": Method("FedAvg", "#d9534f", {"strategy": "fedavg"}),
+    "fedavg-repair": Method("FedAvg + REPAIR", "#d9822b", {"strategy": "c2m3", "matcher": "identity"}),
+    "c2m3-align": Method("C2M3, no REPAIR", "#7fb2dd", {"strategy": "c2m3-align"}),
+    "c2m3-repair": Method("C2M3 + REPAIR", "#1f5fa8", {"strategy": "c2m3"}),
+    "fedprox": Method("FedProx", "#3a9a6e", {"strategy": "fedprox"}),
+    "fedavgm": Method("FedAvgM", "#8a5fbf", {"strategy": "fedavgm"}),
+    "fedadam": Method("FedAdam", "#b07aa1", {"strategy": "fedadam", "server_learning_rate": 0.01}),
+    "fedmedian": Method("FedMedian", "#9aa0a6", {"strategy": "fedmedian"}),
+}
+"""By name. FedAdam's own step of 0.1 per round is far too long for these networks; 0.01 is what Reddi et al. (2021) find
+best for most of theirs."""
