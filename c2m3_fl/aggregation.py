@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from c2m3_fl.alignment import Alignment, align
 from c2m3_fl.averaging import average
-from c2m3_fl.matching import Matcher
-from c2m3_fl.repair.calibration import Calibration, read_batches
+from c2m3_fl.device import resolve_device
+from c2m3_fl.guard import CalibrationSet, Candidate, IdentityFirst, best, score, target
+from c2m3_fl.matching import Matcher, resolve_matcher
+from c2m3_fl.repair.calibration import Calibration
 from c2m3_fl.repair.network import Architecture
 from c2m3_fl.repair.sequential import Method
 from c2m3_fl.repair.sequential import repair as repair_network
 from c2m3_fl.symmetry import PermutationSpec, SpecError
+from c2m3_fl.validation import check_clients
+
+_NOT_FINITE = "its predictions on the calibration set are not finite"
+REPAIRED: dict[Candidate, Candidate] = {"average": "average-repaired", "aligned": "aligned-repaired"}
+"""What each candidate is called after its repair."""
 
 
 @dataclass(frozen=True)
@@ -28,17 +35,34 @@ class Aggregation:
     state_dict
         The merged network: names, shapes and dtypes are the clients'.
     average
-        The merged network before repair.
+        The average in the universe, before repair.
     alignment
         The clients' permutations into the universe, and how they were found.
-    repair_seconds
-        Wall time of the repair; 0 where there was none.
+    chosen
+        Which candidate `state_dict` is (see `c2m3_fl.guard`).
+    scores
+        The candidates' losses on the calibration set, if the guard scored them.
+    excluded
+        Clients, by position, that were left out, and why; `alignment` holds the others.
+    repair_seconds, guard_seconds
+        Wall time of all repairs, and of scoring; 0 where there was none.
     """
 
     state_dict: dict[str, Tensor]
     average: dict[str, Tensor]
     alignment: Alignment
-    repair_seconds: float
+    chosen: Candidate
+    scores: Mapping[Candidate, float] = field(default_factory=dict)
+    excluded: Mapping[int, str] = field(default_factory=dict)
+    repair_seconds: float = 0.0
+    guard_seconds: float = 0.0
+
+    @property
+    def permutations(self) -> tuple[dict[str, Tensor], ...]:
+        """The maps of the clients that were averaged into `state_dict`: the alignment's, or the identity."""
+        maps = self.alignment.permutations
+        aligned = self.chosen in ("aligned", "aligned-repaired")
+        return maps if aligned else tuple(self.alignment.spec.identity() for _ in maps)
 
 
 def aggregate(
@@ -48,8 +72,9 @@ def aggregate(
     weights: Sequence[float] | None = None,
     spec: PermutationSpec | None = None,
     matcher: str | Matcher = "default",
-    calibration: Calibration | None = None,
+    calibration: Calibration | CalibrationSet | None = None,
     repair: Method | None = "repair",
+    guard: bool = True,
     device: str | torch.device = "auto",
 ) -> Aggregation:
     """Merge clients' networks: align, average in the universe, repair.
@@ -68,9 +93,14 @@ def aggregate(
     matcher
         See `align`.
     calibration
-        Inputs for the repair: a tensor, or an iterable of batches; None for no repair.
+        Inputs for the repair and the guard: a tensor, or an iterable of batches (inputs, or tuples that begin with
+        inputs and labels); None for neither.
     repair
         The method, see `c2m3_fl.repair.repair`; None for no repair.
+    guard
+        Whether to score the plain average, the average in the universe and their repaired versions on the calibration
+        set, and to return the best (see `c2m3_fl.guard`); without a calibration set the objective decides between the
+        two averages. It also skips the matching where the identity is proved optimal.
     device
         ``"auto"`` (CUDA where present) or a torch device.
 
@@ -86,21 +116,77 @@ def aggregate(
     SpecError
         If the spec does not fit, or there is neither a spec nor an input to trace the module with.
     RepairError
-        If the calibration set is empty or malformed.
+        If the calibration set is empty or malformed, or does not fit the module.
     """
-    batches = None if calibration is None else read_batches(calibration)
-    found = spec if spec is not None else trace(module, batches)
-    alignment = align(state_dicts, found, weights=weights, matcher=matcher, device=device)
-    mapped = alignment.apply(state_dicts)
-    averaged = average(mapped, weights)
-    if batches is None or repair is None:
-        return Aggregation(averaged, averaged, alignment, 0.0)
-    started = time.perf_counter()
-    repaired = repair_network(module, averaged, mapped, batches, weights=weights, method=repair, device=device)
-    return Aggregation(repaired, averaged, alignment, time.perf_counter() - started)
+    data = CalibrationSet.read(calibration) if calibration is not None else None
+    found = spec if spec is not None else trace(module, data)
+    solver, place = resolve_matcher(matcher), resolve_device(device)
+    checked = check_clients(state_dicts, weights)
+    clock = time.perf_counter()
+    wanted = target(module, state_dicts, data, weights=checked, device=place) if guard and data is not None else None
+    guard_seconds = time.perf_counter() - clock
+
+    excluded = {} if wanted is None else dict.fromkeys(sorted(wanted.broken), _NOT_FINITE)
+    kept = [position for position in range(len(state_dicts)) if position not in excluded]
+    clients, shares = [state_dicts[position] for position in kept], [checked[position] for position in kept]
+    alignment = align(clients, found, weights=shares, matcher=IdentityFirst(solver) if guard else solver, device=place)
+    universe = alignment.apply(clients)
+    averaged = average(universe, shares)
+    candidates = [_Merged("aligned" if alignment.moved else "average", averaged, universe)]
+    if guard and alignment.moved and (wanted is not None or alignment.objective < alignment.objective_before):
+        candidates.insert(0, _Merged("average", average(clients, shares), clients))
+    repair_seconds = 0.0
+    if repair is not None and data is not None:
+        clock = time.perf_counter()
+        candidates += [
+            _repaired(module, each, data, weights=shares, method=repair, device=place) for each in candidates
+        ]
+        repair_seconds = time.perf_counter() - clock
+
+    scores: list[float] = []
+    chosen = 0 if guard and wanted is None else len(candidates) - 1
+    if wanted is not None:
+        clock = time.perf_counter()
+        scores = score(module, [each.state_dict for each in candidates], wanted, device=place)
+        chosen = best(scores)
+        guard_seconds += time.perf_counter() - clock
+    return Aggregation(
+        state_dict=candidates[chosen].state_dict,
+        average=averaged,
+        alignment=alignment,
+        chosen=candidates[chosen].name,
+        scores={each.name: loss for each, loss in zip(candidates, scores, strict=False)},
+        excluded=excluded,
+        repair_seconds=repair_seconds,
+        guard_seconds=guard_seconds,
+    )
 
 
-def trace(module: Architecture, batches: Sequence[Tensor] | None) -> PermutationSpec:
+@dataclass(frozen=True)
+class _Merged:
+    """A candidate, and the clients' tensors as they were averaged into it."""
+
+    name: Candidate
+    state_dict: dict[str, Tensor]
+    endpoints: Sequence[Mapping[str, Tensor]]
+
+
+def _repaired(
+    module: Architecture,
+    merged: _Merged,
+    data: CalibrationSet,
+    *,
+    weights: Sequence[float],
+    method: Method,
+    device: torch.device,
+) -> _Merged:
+    state_dict = repair_network(
+        module, merged.state_dict, merged.endpoints, data.inputs, weights=weights, method=method, device=device
+    )
+    return _Merged(REPAIRED[merged.name], state_dict, merged.endpoints)
+
+
+def trace(module: Architecture, calibration: CalibrationSet | None) -> PermutationSpec:
     """Find a module's permutation groups with the first two inputs of a calibration set.
 
     Raises
@@ -108,9 +194,9 @@ def trace(module: Architecture, batches: Sequence[Tensor] | None) -> Permutation
     SpecError
         If there is no input, or the module cannot be traced.
     """
-    if not batches:
+    if calibration is None:
         raise SpecError(
             "the permutation groups are unknown: give a spec, or calibration inputs to trace the module with"
         )
     network = module if isinstance(module, nn.Module) else module()
-    return PermutationSpec.from_module(network, batches[0][:2])
+    return PermutationSpec.from_module(network, calibration.inputs[0][:2])

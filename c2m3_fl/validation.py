@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
+
+MAX_RATIO = 1e3
+"""How much larger or smaller than the others' a client's network may be."""
 
 
 class ClientError(ValueError):
@@ -62,6 +66,40 @@ def check_clients(state_dicts: Sequence[Mapping[str, Tensor]], weights: Sequence
     if not sum(checked) > 0:
         raise ClientError("all clients have weight zero; at least one must count")
     return checked
+
+
+def implausible(
+    state_dicts: Sequence[Mapping[str, Tensor]], broadcast: Mapping[str, Tensor] | None = None
+) -> list[str | None]:
+    """Say of each client why its network cannot be one that was trained, or None.
+
+    A client whose tensors are `MAX_RATIO` times larger or smaller, by Euclidean norm, than the median client's would
+    decide the average alone or overflow it. Floating-point tensors count, all together.
+
+    Parameters
+    ----------
+    state_dicts
+        The clients' tensors: equal names, finite.
+    broadcast
+        The network that the clients set out from, as one more opinion.
+    """
+    norms = [_norm(state_dict) for state_dict in state_dicts]
+    opinions = norms if broadcast is None else [*norms, _norm(broadcast)]
+    usual = statistics.median_low(opinions) if opinions else 0.0
+    reasons: list[str | None] = []
+    for norm in norms:
+        if norm > MAX_RATIO * usual:
+            reasons.append(f"its norm is {norm:.3g}, more than {MAX_RATIO:g} times the usual {usual:.3g}")
+        elif norm * MAX_RATIO < usual:
+            reasons.append(f"its norm is {norm:.3g}, less than a {MAX_RATIO:g}th of the usual {usual:.3g}")
+        else:
+            reasons.append(None)
+    return reasons
+
+
+def _norm(state_dict: Mapping[str, Tensor]) -> float:
+    squares = (float(t.detach().double().square().sum()) for t in state_dict.values() if t.is_floating_point())
+    return math.sqrt(sum(squares))
 
 
 def canonical_order(state_dicts: Sequence[Mapping[str, Tensor]], weights: Sequence[float]) -> list[int]:

@@ -1,0 +1,276 @@
+r"""Never worse than federated averaging: candidates for the merged network, scored; and a proof that matching is needless.
+
+The candidates are the plain average and the average in the universe, each with and without repair. The score is a loss on
+the calibration set: the cross-entropy with its labels, or, where there are none, with the classes that the clients'
+ensemble predicts (the weighted mean of their softmax outputs). Outputs that are no class scores are compared with the
+clients' weighted mean output by squared error.
+
+Why the ensemble's classes and not its probabilities: under label skew the mean of confident, contradicting clients is
+flat, and the Kullback-Leibler divergence to it prefers a network that knows nothing. MNIST, five clients, Dirichlet(0.3)
+labels, shared initialisation, first round: average 70.6 % of the test set right, repaired 87.9 %. The divergence prefers
+the former (0.64 to 0.97), the cross-entropy with the ensemble's classes the latter (1.42 to 0.28).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, cast, get_args
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.utils.data import Dataset
+
+from c2m3_fl.matching import Identity, Matcher, Matching, MatchingProblem
+from c2m3_fl.matching.assignment import assign
+from c2m3_fl.matching.problem import contract, weighted_sum
+from c2m3_fl.repair import RepairError
+from c2m3_fl.repair.calibration import Calibration, read_batches
+from c2m3_fl.repair.network import Architecture, Network, private_network
+
+Candidate = Literal["average", "average-repaired", "aligned", "aligned-repaired"]
+CANDIDATES: tuple[Candidate, ...] = get_args(Candidate)
+"""Every candidate, in the order of its numeric code. The first is federated averaging; ties go to the earlier one."""
+
+_TOLERANCE = 1e-6
+
+
+@dataclass(frozen=True)
+class CalibrationSet:
+    """The calibration set, read once.
+
+    Attributes
+    ----------
+    inputs
+        Batches of inputs.
+    labels
+        Per batch the classes, LongTensor of shape ``(examples,)``, if every batch came with them.
+    """
+
+    inputs: list[Tensor]
+    labels: list[Tensor] | None = None
+
+    @classmethod
+    def read(cls, calibration: Calibration | CalibrationSet) -> CalibrationSet:
+        """Read inputs, and classes where batches are ``(inputs, classes, ...)`` with integer classes.
+
+        Raises
+        ------
+        RepairError
+            If the calibration set is empty or malformed.
+        """
+        if isinstance(calibration, cls):
+            return calibration
+        if isinstance(calibration, Tensor | Dataset) or not isinstance(calibration, Iterable):
+            return cls(read_batches(cast(Calibration, calibration)))
+        batches = list(calibration)
+        inputs = read_batches(batches)
+        labels = [_labels(batch, len(images)) for batch, images in zip(batches, inputs, strict=True)]
+        known = [each for each in labels if each is not None]
+        return cls(inputs, known if len(known) == len(inputs) else None)
+
+    def __len__(self) -> int:
+        return sum(len(batch) for batch in self.inputs)
+
+
+def _labels(batch: object, examples: int) -> Tensor | None:
+    if not isinstance(batch, tuple | list) or len(batch) < 2:
+        return None
+    labels = batch[1]
+    fits = isinstance(labels, Tensor) and labels.dtype == torch.long and labels.shape == (examples,)
+    return labels.detach() if fits else None
+
+
+@dataclass(frozen=True)
+class Target:
+    """What candidates are compared with.
+
+    Attributes
+    ----------
+    inputs
+        Batches of inputs.
+    wanted
+        Per batch classes, LongTensor of shape ``(examples,)``, or outputs.
+    broken
+        Clients, by position, whose outputs are not finite.
+    """
+
+    inputs: list[Tensor]
+    wanted: list[Tensor]
+    broken: frozenset[int] = frozenset()
+
+
+def target(
+    module: Architecture,
+    clients: Sequence[Mapping[str, Tensor]],
+    calibration: CalibrationSet,
+    *,
+    weights: Sequence[float],
+    device: torch.device,
+) -> Target:
+    """What a merged network should predict on the calibration set.
+
+    Parameters
+    ----------
+    module
+        The architecture, or a factory of it; it is not changed.
+    clients
+        The clients' state dicts.
+    calibration
+        The inputs, and labels if they are known.
+    weights
+        One non-negative weight per client, not all zero.
+    device
+        Where to compute.
+
+    Raises
+    ------
+    RepairError
+        If the module's output is no tensor, labels do not fit it, a forward pass fails, or no client's outputs are finite.
+    """
+    total: list[Tensor] = []
+    broken = set()
+    with private_network(module, device) as network:
+        for position, (client, weight) in enumerate(zip(clients, weights, strict=True)):
+            outputs = _outputs(network, client, calibration.inputs)
+            if not all(bool(torch.isfinite(output).all()) for output in outputs):
+                broken.add(position)
+            elif weight > 0:
+                shares = [weight * (output.softmax(1) if _are_class_scores(output) else output) for output in outputs]
+                total = [a + b for a, b in zip(total, shares, strict=True)] if total else shares
+    if not total:
+        raise RepairError("no client's outputs are finite on the calibration set")
+    if calibration.labels is not None:
+        _check_labels(calibration.labels, total)
+        return Target(calibration.inputs, [labels.to(device) for labels in calibration.labels], frozenset(broken))
+    counted = sum(weight for position, weight in enumerate(weights) if position not in broken)
+    wanted = [output.argmax(1) if _are_class_scores(output) else output / counted for output in total]
+    return Target(calibration.inputs, wanted, frozenset(broken))
+
+
+def score(
+    module: Architecture,
+    candidates: Sequence[Mapping[str, Tensor]],
+    wanted: Target,
+    *,
+    device: torch.device,
+) -> list[float]:
+    """Losses of candidates on the calibration set, per example; the smaller, the better, infinite for outputs that are.
+
+    Raises
+    ------
+    RepairError
+        If a forward pass fails.
+    """
+    with private_network(module, device) as network:
+        return [_loss(_outputs(network, each, wanted.inputs), wanted.wanted) for each in candidates]
+
+
+def best(scores: Sequence[float]) -> int:
+    """Position of the smallest score; the first of equal ones."""
+    return min(range(len(scores)), key=scores.__getitem__)
+
+
+def _outputs(network: Network, state_dict: Mapping[str, Tensor], batches: Sequence[Tensor]) -> list[Tensor]:
+    network.load(state_dict, "a network to be scored")
+    outputs = []
+    for batch in batches:
+        output = network.module(batch.to(network.device))
+        if not isinstance(output, Tensor) or not output.is_floating_point():
+            raise RepairError(
+                f"the module's output is {type(output).__name__}, not a tensor of numbers: candidates cannot be scored; "
+                "switch the guard off, or let the module return its predictions alone"
+            )
+        outputs.append(output.double())
+    return outputs
+
+
+def _are_class_scores(output: Tensor) -> bool:
+    return output.dim() == 2 and output.shape[1] > 1
+
+
+def _check_labels(labels: Sequence[Tensor], outputs: Sequence[Tensor]) -> None:
+    for classes, output in zip(labels, outputs, strict=True):
+        if not _are_class_scores(output) or int(classes.max()) >= output.shape[1] or int(classes.min()) < 0:
+            raise RepairError(
+                f"labels from {int(classes.min())} to {int(classes.max())} do not fit outputs of shape "
+                f"{tuple(output.shape)}: give calibration inputs without labels"
+            )
+
+
+def _loss(outputs: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
+    losses = [
+        functional.cross_entropy(output, goal, reduction="sum")
+        if goal.dtype == torch.long
+        else (output - goal).square().sum() * (len(output) / output.numel())
+        for output, goal in zip(outputs, wanted, strict=True)
+    ]
+    mean = float(torch.stack(losses).sum()) / sum(len(output) for output in outputs)
+    return mean if math.isfinite(mean) else math.inf
+
+
+@dataclass(frozen=True)
+class IdentityFirst:
+    """A matcher that proves, where it can, that the identity needs no improvement, and calls another where it cannot.
+
+    Clients that trained for a short while from one network are aligned as they are. The proof costs one product of
+    matrices per client and group, and fails at the first client otherwise.
+
+    Parameters
+    ----------
+    matcher
+        What to do if there is no proof.
+    """
+
+    matcher: Matcher
+
+    def match(self, problem: MatchingProblem) -> Matching:
+        """Solve a matching problem."""
+        if identity_is_optimal(problem):
+            return Identity().match(problem)
+        return self.matcher.match(problem)
+
+
+def identity_is_optimal(problem: MatchingProblem) -> bool:
+    r"""Whether no single assignment, of one client's neurons in one group, can gain over the identity.
+
+    For client p and group g the objective is linear in the permutation, with :math:`R = \sum_{q \ne p} w_q X_q` and
+    :math:`G_{ij}` the inner product of R's slice i with the client's slice j. The identity is optimal if every diagonal
+    entry is the largest of its row; failing that, if the assignment problem says so. All this is a certificate of a
+    coordinate-wise maximum, the same that ends a coordinate ascent. A group that acts twice on one tensor makes the
+    objective quadratic: then there is no certificate.
+    """
+    if any(len(set(block.groups)) < block.order for block in problem.blocks):
+        return False
+    sums = [weighted_sum(block.data, problem.weights) for block in problem.blocks]
+    for client, weight in enumerate(problem.weights):
+        others = [
+            torch.sub(total, block.data[client], alpha=weight)
+            for total, block in zip(sums, problem.blocks, strict=True)
+        ]
+        for group in range(len(problem.group_sizes)):
+            gains = _gains(problem, client, group, others)
+            if not _diagonal_is_optimal(gains):
+                return False
+    return True
+
+
+def _gains(problem: MatchingProblem, client: int, group: int, others: Sequence[Tensor]) -> Tensor:
+    size = problem.group_sizes[group]
+    total = torch.zeros(size, size, dtype=problem.dtype, device=problem.device)
+    for block, rest in zip(problem.blocks, others, strict=True):
+        for axis in block.axes_of(group):
+            total += contract(rest[None], block.data[client][None], axis)[0]
+    return total
+
+
+def _diagonal_is_optimal(gains: Tensor) -> bool:
+    diagonal, largest = gains.diagonal(), gains.amax(dim=1)
+    threshold = _TOLERANCE * float(largest.abs().sum())
+    if float((largest - diagonal).double().sum()) <= threshold:
+        return True
+    matrix = gains.cpu()
+    gained = matrix.gather(1, assign(matrix)[:, None]).double().sum() - matrix.diagonal().double().sum()
+    return float(gained) <= threshold

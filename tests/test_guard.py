@@ -1,0 +1,220 @@
+"""The guard: the proof that the identity is optimal, the candidates' scores, the choice."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from c2m3_fl import RepairError, aggregate, average
+from c2m3_fl.guard import CalibrationSet, IdentityFirst, identity_is_optimal, score, target
+from c2m3_fl.matching import CoordinateAscent, Identity, Iteration, Matching, MatchingProblem
+from c2m3_fl.symmetry import PermutationSpec
+from tests.cases import SPECS, build_problem, related_clients
+
+CPU = torch.device("cpu")
+INPUTS = torch.randn(64, 6, generator=torch.Generator().manual_seed(0))
+
+
+def network() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 9), nn.ReLU(), nn.Linear(9, 3))
+
+
+SPEC = PermutationSpec.from_module(network(), INPUTS[:2])
+
+
+def initial(seed: int) -> dict[str, Tensor]:
+    torch.manual_seed(seed)
+    return dict(network().state_dict())
+
+
+def near(state_dict: dict[str, Tensor], seed: int, noise: float = 0.01) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {name: t + noise * torch.randn(t.shape, generator=generator) for name, t in state_dict.items()}
+
+
+SHARED = [near(initial(0), seed) for seed in range(4)]
+OWN = [initial(seed) for seed in range(4)]
+
+
+def outputs(state_dict: dict[str, Tensor]) -> Tensor:
+    module = network()
+    module.load_state_dict(state_dict)
+    with torch.no_grad():
+        result: Tensor = module(INPUTS)
+    return result
+
+
+def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(tensor, b[name]) for name, tensor in a.items())
+
+
+class Scrambling:
+    """A matcher that does its worst."""
+
+    def match(self, problem: MatchingProblem) -> Matching:
+        generator = torch.Generator().manual_seed(0)
+        permutations = [
+            torch.stack([torch.randperm(size, generator=generator) for _ in range(problem.clients)])
+            for size in problem.group_sizes
+        ]
+        return Matching(permutations, (Iteration("scrambling", problem.objective(permutations)),))
+
+
+class Forbidden:
+    def match(self, problem: MatchingProblem) -> Matching:
+        raise AssertionError("the matcher was called although the identity is optimal")
+
+
+@pytest.mark.parametrize("weights", [[1.0] * 4, [1.0, 2.0, 30.0, 4.0]])
+def test_clients_near_one_network_need_no_matcher(weights: list[float]) -> None:
+    problem = build_problem(SPEC, SHARED, weights)
+    assert identity_is_optimal(problem)
+    assert all(
+        torch.equal(found, kept)
+        for found, kept in zip(IdentityFirst(Forbidden()).match(problem).permutations, problem.identity(), strict=True)
+    )
+    ascended = CoordinateAscent().match(problem).permutations
+    assert all(torch.equal(found, kept) for found, kept in zip(ascended, problem.identity(), strict=True))
+
+
+@pytest.mark.parametrize("name", ["mlp", "convolutions", "concatenation"])
+def test_a_proof_means_that_no_single_assignment_gains(name: str) -> None:
+    spec = SPECS[name]
+    proved = 0
+    for seed in range(12):
+        (base,) = related_clients(spec, 1, seed=seed)
+        noise = 0.2 * (1 + seed)
+        clients = [near(base, 10 * seed + i, noise) for i in range(3)]
+        clients = [{k: v if base[k].is_floating_point() else base[k] for k, v in c.items()} for c in clients]
+        problem = build_problem(spec, clients)
+        if not identity_is_optimal(problem):
+            continue
+        proved += 1
+        best = problem.objective(problem.identity())
+        for client, group in itertools.product(range(3), range(len(problem.group_sizes))):
+            size = problem.group_sizes[group]
+            for i, j in itertools.combinations(range(size), 2):
+                permutations = problem.identity()
+                permutations[group][client, [i, j]] = torch.tensor([j, i])
+                assert problem.objective(permutations) <= best * (1 + 1e-5)
+    assert proved > 0
+
+
+def test_there_is_no_proof_for_unrelated_clients_or_where_one_does_not_hold() -> None:
+    assert not identity_is_optimal(build_problem(SPEC, OWN))
+    twice = SPECS["recurrent"]
+    (base,) = related_clients(twice, 1)
+    assert not identity_is_optimal(build_problem(twice, [base, base]))
+
+
+def test_dead_neurons_do_not_hinder_the_proof() -> None:
+    dead = [{k: v.clone() for k, v in client.items()} for client in SHARED]
+    for client in dead:
+        client["0.weight"][:5] = 0
+        client["0.bias"][:5] = 0
+        client["2.weight"][:, :5] = 0
+    assert identity_is_optimal(build_problem(SPEC, dead))
+
+
+def test_without_labels_the_score_is_the_cross_entropy_with_the_ensembles_classes() -> None:
+    weights = [1.0, 2.0, 3.0, 4.0]
+    votes = sum(w * outputs(client).double().softmax(1) for w, client in zip(weights, OWN, strict=True))
+    assert isinstance(votes, Tensor)
+    for batches in (INPUTS, list(INPUTS.split(10))):
+        data = CalibrationSet.read(batches)
+        wanted = target(network, OWN, data, weights=weights, device=CPU)
+        found = score(network, OWN[:2], wanted, device=CPU)
+        expected = [float(functional.cross_entropy(outputs(c).double(), votes.argmax(1))) for c in OWN[:2]]
+        assert found == pytest.approx(expected)
+
+
+def test_labels_on_the_server_are_used() -> None:
+    labels = torch.randint(0, 3, (64,), generator=torch.Generator().manual_seed(1))
+    data = CalibrationSet.read(zip(INPUTS.split(16), labels.split(16), strict=True))
+    wanted = target(network, OWN, data, weights=[1.0] * 4, device=CPU)
+    found = score(network, OWN, wanted, device=CPU)
+    assert found == pytest.approx([float(functional.cross_entropy(outputs(c), labels)) for c in OWN])
+
+
+@pytest.mark.parametrize("labels", [torch.tensor([0, 1, 3, 0]), torch.tensor([0, -1, 2, 0])])
+def test_labels_that_do_not_fit_are_an_error(labels: Tensor) -> None:
+    data = CalibrationSet.read([(INPUTS[:4], labels)])
+    with pytest.raises(RepairError, match="without labels"):
+        target(network, OWN, data, weights=[1.0] * 4, device=CPU)
+
+
+def test_anything_else_in_second_place_is_no_label() -> None:
+    for second in (torch.rand(4), torch.zeros(4, 3), "names", torch.zeros(3, dtype=torch.long)):
+        assert CalibrationSet.read([(INPUTS[:4], second)]).labels is None
+    assert CalibrationSet.read([(INPUTS[:4], torch.zeros(4, dtype=torch.long)), INPUTS[4:]]).labels is None
+
+
+def test_outputs_that_are_no_class_scores_are_compared_with_the_clients_mean() -> None:
+    def regression() -> nn.Module:
+        return nn.Sequential(network(), nn.Linear(3, 1), nn.Flatten(0))
+
+    torch.manual_seed(0)
+    clients = [dict(regression().state_dict()) for _ in range(3)]
+    wanted = target(regression, clients, CalibrationSet.read(INPUTS), weights=[1.0, 1.0, 2.0], device=CPU)
+    modules = [regression() for _ in clients]
+    for module, client in zip(modules, clients, strict=True):
+        module.load_state_dict(client)
+    predicted = [module(INPUTS).detach() for module in modules]
+    mean = (predicted[0] + predicted[1] + 2 * predicted[2]) / 4
+    (found,) = score(regression, clients[:1], wanted, device=CPU)
+    assert found == pytest.approx(float((predicted[0] - mean).square().mean()), rel=1e-4)
+
+
+def test_a_bad_matching_does_no_harm() -> None:
+    plain = average(SHARED)
+    with_data = aggregate(network, SHARED, spec=SPEC, matcher=Scrambling(), calibration=INPUTS, device="cpu")
+    assert with_data.chosen in ("average", "average-repaired")
+    without = aggregate(network, OWN, spec=SPEC, matcher=Scrambling(), device="cpu")
+    chosen_by_objective = "aligned" if without.alignment.objective >= without.alignment.objective_before else "average"
+    assert without.chosen == chosen_by_objective
+    unguarded = aggregate(network, SHARED, spec=SPEC, matcher=Scrambling(), guard=False, device="cpu")
+    assert not equal(unguarded.state_dict, plain)
+
+
+def test_without_data_a_lower_objective_means_the_plain_average() -> None:
+    # noise that breaks the proof, while scrambled neurons are still far worse than the identity
+    clients = [near(initial(0), seed, noise=0.3) for seed in range(4)]
+    assert not identity_is_optimal(build_problem(SPEC, clients))
+    found = aggregate(network, clients, spec=SPEC, matcher=Scrambling(), device="cpu")
+    assert found.alignment.objective < found.alignment.objective_before
+    assert found.chosen == "average"
+    assert equal(found.state_dict, average(clients))
+    assert all(torch.equal(order, torch.arange(len(order))) for maps in found.permutations for order in maps.values())
+
+
+@pytest.mark.parametrize("clients", [SHARED, OWN], ids=["shared", "own"])
+def test_the_best_candidate_is_returned_and_all_are_reported(clients: list[dict[str, Tensor]]) -> None:
+    found = aggregate(network, clients, spec=SPEC, calibration=INPUTS, device="cpu")
+    names = ["average", "average-repaired"]
+    assert list(found.scores) == (
+        names if clients is SHARED else ["average", "aligned", "average-repaired", "aligned-repaired"]
+    )
+    assert found.scores[found.chosen] == min(found.scores.values())
+    wanted = target(network, clients, CalibrationSet.read(INPUTS), weights=[1.0] * 4, device=CPU)
+    assert score(network, [found.state_dict], wanted, device=CPU) == [found.scores[found.chosen]]
+
+
+def test_the_plain_method_is_there_without_guard() -> None:
+    found = aggregate(network, SHARED, spec=SPEC, calibration=INPUTS, guard=False, device="cpu")
+    assert (found.chosen, dict(found.scores)) == ("average-repaired", {})
+    matched = aggregate(network, OWN, spec=SPEC, matcher=Identity(), guard=False, device="cpu")
+    assert equal(matched.state_dict, average(OWN))
+
+
+def test_a_client_whose_predictions_are_not_finite_is_left_out() -> None:
+    broken = OWN[1] | {"0.weight": torch.full((12, 6), 1e30), "2.weight": torch.full((9, 12), 1e30)}
+    found = aggregate(network, [OWN[0], broken, OWN[2]], spec=SPEC, calibration=INPUTS, device="cpu")
+    expected = aggregate(network, [OWN[0], OWN[2]], spec=SPEC, calibration=INPUTS, device="cpu")
+    assert list(found.excluded) == [1]
+    assert equal(found.state_dict, expected.state_dict)
+    with pytest.raises(RepairError, match="no client's outputs are finite"):
+        aggregate(network, [broken, broken], spec=SPEC, calibration=INPUTS, device="cpu")
