@@ -7,8 +7,9 @@ from collections.abc import Callable
 
 from simulations import demo
 from simulations.federated import command as federated
+from simulations.paper.commands import COMMANDS
 
-EXPERIMENTS: dict[str, Callable[[list[str]], None]] = {"demo": demo.main, "federated": federated.main}
+EXPERIMENTS: dict[str, Callable[[list[str]], None]] = {"demo": demo.main, "federated": federated.main, **COMMANDS}
 
 
 def main() -> None:

@@ -57,7 +57,7 @@ class Plane:
         along = float(second @ self.x_axis)
         rest = second - along * self.x_axis
         height = float(rest.norm())
-        if height <= 1e-9 * max(length, float(second.norm())):
+        if height <= 1e-6 * max(length, float(second.norm())):
             raise ValueError("three networks on one line span no plane")
         self.y_axis = rest / height
         self.corners = ((0.0, 0.0), (length, 0.0), (along, height))
@@ -67,7 +67,7 @@ class Plane:
         direction = x * self.x_axis + y * self.y_axis
         network = dict(self.origin)
         sizes = [self.origin[name].numel() for name in self._names]
-        for name, part in zip(self._names, direction.split(sizes), strict=True):
+        for name, part in zip(self._names, torch.split(direction, sizes), strict=True):
             tensor = self.origin[name].detach()
             network[name] = (tensor.double() + part.view(tensor.shape)).to(tensor.dtype)
         return network

@@ -2,6 +2,8 @@ r"""How similar the representations of two networks are (C2M3, appendix C.1.1)."
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor
 
 
@@ -34,7 +36,7 @@ def linear_cka(x: Tensor, y: Tensor) -> float:
     norm = _hsic(x, x) * _hsic(y, y)
     if norm == 0.0:
         raise ValueError("a representation that is the same for all inputs has no CKA")
-    return _hsic(x, y) / norm**0.5
+    return _hsic(x, y) / math.sqrt(norm)
 
 
 def representation_distance(x: Tensor, y: Tensor) -> float:

@@ -69,16 +69,15 @@ class Bench:
             num_classes=data.num_classes,
             width=config.width,
             norm=config.norm,
-        ).to(self.device, memory_format=torch.channels_last)
+        ).to(memory_format=torch.channels_last)
         sizes = scale.sizes[config.model]
         self.test = _images(data.test, torch.arange(len(data.test))[: sizes.test or None])
         # Judged on images that the endpoints were trained on; calibrated on others of them.
         seen = _shuffled(config, store)
         self.train = _images(seen, torch.arange(len(seen))[: sizes.train or None])
-        self.calibration = list(
-            _images(seen, torch.arange(len(seen))[-sizes.calibration :])[0].split(_CALIBRATION_BATCH)
-        )
-        self.spec = PermutationSpec.from_module(self.module.cpu(), data.test.select(torch.arange(2)).inputs())
+        calibration, _ = _images(seen, torch.arange(len(seen))[-sizes.calibration :])
+        self.calibration = list(torch.split(calibration, _CALIBRATION_BATCH))
+        self.spec = PermutationSpec.from_module(self.module, data.test.select(torch.arange(2)).inputs())
 
     def score(self, network: Mapping[str, Tensor], on: tuple[Tensor, Tensor], size: int = 0) -> tuple[float, float]:
         """Accuracy and loss of a network on images and labels, the first `size` of them where it is not 0."""
@@ -106,6 +105,7 @@ class Bench:
             endpoints,
             self.calibration,
             weights=weights,
+            method="repair",
             output_layer=False,
             device=self.device,
         )

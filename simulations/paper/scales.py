@@ -43,7 +43,7 @@ class Scale:
     many
         Per network, the numbers of networks to merge as n grows.
     widths
-        Of ResNet20, for the experiment on width.
+        Per network, those of the experiment on width.
     groups
         Per network, how often an experiment on few of them is repeated, each time with networks from other seeds.
     sizes
@@ -64,7 +64,7 @@ class Scale:
     about: str
     networks: Mapping[str, EndpointConfig]
     many: Mapping[str, tuple[int, ...]]
-    widths: tuple[float, ...]
+    widths: Mapping[str, tuple[float, ...]]
     groups: Mapping[str, int]
     sizes: Mapping[str, Sizes]
     curve_points: int
@@ -97,7 +97,7 @@ def _smoke() -> Scale:
             "vgg16-cifar100": vgg,
         },
         many={"mlp-mnist": (2, 3), "resnet20-cifar10": (2, 3)},
-        widths=(1 / 4, 1 / 2),
+        widths={"resnet20-cifar10": (1 / 4, 1 / 2), "mlp-mnist": (1 / 16, 1 / 8)},
         groups={},
         sizes={"mlp": Sizes(128, 128, 64), "resnet20": Sizes(64, 64, 64), "vgg16": Sizes(64, 64, 64)},
         curve_points=3,
@@ -115,7 +115,7 @@ def _cpu() -> Scale:
         Recipe(epochs=15, batch_size=512, weight_decay=1e-3, warmup_epochs=1, precision="bfloat16"),
     )
     short = Recipe(
-        epochs=8,
+        epochs=6,
         batch_size=128,
         learning_rate=0.1,
         weight_decay=5e-4,
@@ -124,8 +124,8 @@ def _cpu() -> Scale:
         precision="bfloat16",
         clip_norm=1.0,
     )
-    resnet = EndpointConfig("cifar10", "resnet20", short, train_size=20_000)
-    vgg = EndpointConfig("cifar10", "vgg16", replace(short, learning_rate=0.05), width=0.25, train_size=20_000)
+    resnet = EndpointConfig("cifar10", "resnet20", short, train_size=10_000)
+    vgg = EndpointConfig("cifar10", "vgg16", replace(short, learning_rate=0.05), width=0.25, train_size=10_000)
     return Scale(
         name="cpu",
         about="narrow networks, short training, parts of CIFAR: hours on two cores",
@@ -140,7 +140,7 @@ def _cpu() -> Scale:
             "vgg16-cifar100": replace(vgg, dataset="cifar100"),
         },
         many={"mlp-mnist": (2, 3, 5, 7, 10, 15, 20), "resnet20-cifar10": (2, 3, 4, 5)},
-        widths=(0.5, 1.0, 2.0),
+        widths={"resnet20-cifar10": (0.5, 1.0, 2.0), "mlp-mnist": (0.125, 0.25, 0.5, 1.0)},
         groups={"mlp-mnist": 4},
         sizes={
             "mlp": Sizes(0, 5_000, 1_024),
@@ -182,7 +182,7 @@ def _paper() -> Scale:
             "vgg16-cifar100": replace(vgg, dataset="cifar100"),
         },
         many={"mlp-mnist": tuple(range(2, 21)), "resnet20-cifar10": tuple(range(2, 12))},
-        widths=(1.0, 2.0, 4.0, 8.0, 16.0),
+        widths={"resnet20-cifar10": (1.0, 2.0, 4.0, 8.0, 16.0), "mlp-mnist": (0.25, 0.5, 1.0, 2.0)},
         groups={"mlp-mnist": 4, "resnet20-cifar10": 2},
         sizes={name: Sizes(0, 10_000, 5_000) for name in ("mlp", "resnet20", "vgg16")},
         curve_points=25,

@@ -102,7 +102,7 @@ def train(model: nn.Module, split: Split, recipe: Recipe, device: torch.device, 
         Mean loss of the last epoch.
     """
     inputs, labels = split.inputs().to(device), split.labels.to(device)
-    model.to(device, memory_format=torch.channels_last).train()
+    model.to(device).to(memory_format=torch.channels_last).train()
     optimizer = _optimizer(model, recipe)
     generator = torch.Generator(device).manual_seed(seed)
     steps = max(1, len(labels) // recipe.batch_size)
@@ -110,7 +110,7 @@ def train(model: nn.Module, split: Split, recipe: Recipe, device: torch.device, 
     for epoch in range(recipe.epochs):
         total.zero_()
         order = torch.randperm(len(labels), generator=generator, device=device)
-        for step, batch in enumerate(order.split(recipe.batch_size)[:steps]):
+        for step, batch in enumerate(torch.split(order, recipe.batch_size)[:steps]):
             for group in optimizer.param_groups:
                 group["lr"] = recipe.rate(
                     epoch + (step + 1) / steps if epoch < recipe.warmup_epochs else epoch + step / steps

@@ -1,1 +1,1 @@
-"""One module an experiment of the paper."""
+"""One module an experiment of the paper, in the order of the results page."""

@@ -52,8 +52,9 @@ def _measure_network(laboratory: Laboratory, ledger: Ledger, network: str) -> No
         def surface(name: str = name) -> dict[str, Any]:
             bench = laboratory.bench(config)
             size = scale.landscape_size
+            a, b, c = space(name)
             return asdict(
-                landscape(*space(name), lambda n: bench.score(n, bench.test, size)[1], points=scale.landscape_points)
+                landscape(a, b, c, lambda n: bench.score(n, bench.test, size)[1], points=scale.landscape_points)
             )
 
         sizes = {"points": scale.landscape_points, "size": scale.landscape_size}

@@ -98,7 +98,7 @@ def pictures(records: Sequence[Record]) -> Iterator[Picture]:
 
 
 def findings(records: Sequence[Record]) -> Iterator[str]:
-    """Is C2M3 + REPAIR above a MergeMany + REPAIR with fair endpoints, and are both above naive?"""
+    """Whether C2M3 is above MergeMany, with endpoints as fair, and both above naive."""
     for network in networks(records):
         by_group = {
             method: {r.about["group"]: r.values for r in select(records, network=network, method=method)}

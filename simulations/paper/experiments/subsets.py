@@ -101,12 +101,12 @@ def findings(records: Sequence[Record]) -> Iterator[str]:
     for network in networks(records):
         for k in range(2, _MODELS):
             parts = []
-            for stage in _STAGES:
+            for stage, words in _STAGES.items():
                 joint, separate = (
                     sum(a) / len(a)
                     for a in (_accuracies(records, stage, network=network, scheme=s, k=k) for s in _SCHEMES)
                 )
-                parts.append(f"{100 * (joint - separate):+.2f} points {_STAGES[stage]}")
+                parts.append(f"{100 * (joint - separate):+.2f} points {words}")
             expected = "joint is better" if k == 2 else "separate is better"
             yield f"{network}, observation 1 ({expected} at k = {k}): joint minus separate is {' and '.join(parts)}."
         span = max(

@@ -1,0 +1,33 @@
+"""All experiments, in the order of the results page."""
+
+from __future__ import annotations
+
+from simulations.paper.experiment import Experiment
+from simulations.paper.experiments import (
+    connectivity,
+    convergence,
+    cycle_consistency,
+    increasing_n,
+    matching_time,
+    merging_five,
+    pairwise_barriers,
+    reference,
+    similarity,
+    subsets,
+    width,
+)
+
+EXPERIMENTS: tuple[Experiment, ...] = (
+    increasing_n.EXPERIMENT,
+    subsets.EXPERIMENT,
+    merging_five.EXPERIMENT,
+    cycle_consistency.EXPERIMENT,
+    pairwise_barriers.EXPERIMENT,
+    width.EXPERIMENT,
+    reference.EXPERIMENT,
+    connectivity.EXPERIMENT,
+    similarity.EXPERIMENT,
+    convergence.EXPERIMENT,
+    matching_time.EXPERIMENT,
+)
+"""In the order of the results page."""
