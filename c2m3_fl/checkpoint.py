@@ -122,7 +122,7 @@ class Checkpoint:
             If it is damaged, or no checkpoint of this version.
         """
         try:
-            with np.load(path, allow_pickle=False) as archive:
+            with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as archive:
                 document = json.loads(bytes(archive["document"]).decode())
                 if (document["format"], document["version"]) != (_FORMAT, _VERSION):
                     raise CheckpointError(f"{path} has version {document['version']}; this release reads {_VERSION}")

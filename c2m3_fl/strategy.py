@@ -95,6 +95,8 @@ class C2M3(FedAvg):
     ``c2m3-score-...`` (each candidate's loss, where the guard scored it), ``c2m3-clients``, ``c2m3-left-out`` (replies)
     and ``c2m3-silent`` (clients that were asked and did not reply).
 
+    ``train_metrics`` and ``evaluate_metrics`` hold the aggregated metrics by round, those before a resume included.
+
     The result does not depend on the order of replies. It depends on every client's weights, so it cannot be computed
     under secure aggregation, which hides them.
     """
@@ -155,8 +157,8 @@ class C2M3(FedAvg):
         self._asked = 0
         self._resumed = False
         self._rounds_before = 0
-        self._train_metrics: dict[int, dict[str, object]] = {}
-        self._evaluate_metrics: dict[int, dict[str, object]] = {}
+        self.train_metrics: dict[int, dict[str, object]] = {}
+        self.evaluate_metrics: dict[int, dict[str, object]] = {}
 
     @property
     def _clients_measure(self) -> bool:
@@ -203,8 +205,8 @@ class C2M3(FedAvg):
         if reason := defect(arrays.to_torch_state_dict(), self.reference):
             raise CheckpointError(f"{self.checkpoint} does not fit the module: {reason}")
         self._rounds_before = saved.round
-        self._train_metrics = {number: dict(metrics) for number, metrics in saved.train_metrics.items()}
-        self._evaluate_metrics = {number: dict(metrics) for number, metrics in saved.evaluate_metrics.items()}
+        self.train_metrics = {number: dict(metrics) for number, metrics in saved.train_metrics.items()}
+        self.evaluate_metrics = {number: dict(metrics) for number, metrics in saved.evaluate_metrics.items()}
         saved.random_state.restore()
         log(INFO, "Resumed after round %d from %s", saved.round, self.checkpoint)
         return arrays, saved.round
@@ -257,7 +259,7 @@ class C2M3(FedAvg):
         if metrics["c2m3-silent"]:
             log(WARNING, "aggregate_train: %d of %d clients did not reply", metrics["c2m3-silent"], self._asked)
         self._asked = 0
-        self._train_metrics[server_round] = dict(metrics)
+        self.train_metrics[server_round] = dict(metrics)
         return arrays, metrics
 
     def _merge(self, server_round: int, usable: Sequence[Reply]) -> tuple[ArrayRecord | None, MetricRecord]:
@@ -344,10 +346,10 @@ class C2M3(FedAvg):
         server_round += self._rounds_before
         metrics = self._evaluation(list(replies))
         if metrics is not None:
-            self._evaluate_metrics[server_round] = dict(metrics)
+            self.evaluate_metrics[server_round] = dict(metrics)
         if self.checkpoint is not None and self._broadcast is not None:
             arrays = {name: array.numpy() for name, array in self._broadcast.items()}
-            Checkpoint(server_round, arrays, self._train_metrics, self._evaluate_metrics).write(self.checkpoint)
+            Checkpoint(server_round, arrays, self.train_metrics, self.evaluate_metrics).write(self.checkpoint)
         return metrics
 
     def _evaluation(self, received: list[Message]) -> MetricRecord | None:
