@@ -1,4 +1,4 @@
-"""``flwr run`` from Python: Flower's real simulation engine, in a place of its own.
+"""``flwr run`` from Python: Flower's real engine, in a place of its own.
 
 Flower has no supported call for this, and its command line has habits that a program must work around (flwr 1.41):
 
@@ -20,6 +20,7 @@ import sys
 import tempfile
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,8 +29,8 @@ from typing import IO, Any, Self
 
 from simulations.processes import descendants, kill
 
-_BIN = Path(sys.executable).parent
-_SUPERLINK = "engine"
+BIN = Path(sys.executable).parent
+SUPERLINK = "engine"
 _START_TIMEOUT_S = 90.0
 _STOP_TIMEOUT_S = 15.0
 _POLL_S = 3.0
@@ -44,7 +45,8 @@ class EngineError(RuntimeError):
     """Flower could not be started, or a run failed."""
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port on which nobody listens."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         return int(sock.getsockname()[1])
@@ -55,8 +57,8 @@ def _toml(value: Any) -> str:
     return json.dumps(value)
 
 
-class SimulationEngine:
-    """A SuperLink of one's own in simulation mode, to run one Flower app after another.
+class Engine(ABC):
+    """A SuperLink of one's own, to run one Flower app after another.
 
     A context manager: the SuperLink runs inside the ``with`` block.
 
@@ -83,15 +85,16 @@ class SimulationEngine:
         self._home.mkdir()
         self._cwd.mkdir()
         self._log = self._folder / "superlink.log"
-        port = _free_port()
+        port = free_port()
+        self._prepare(port)
         (self._home / "config.toml").write_text(
-            f'[superlink]\ndefault = "{_SUPERLINK}"\n\n'
-            f'[superlink.{_SUPERLINK}]\naddress = "127.0.0.1:{port}"\ninsecure = true\n',
+            f'[superlink]\ndefault = "{SUPERLINK}"\n\n'
+            f'[superlink.{SUPERLINK}]\naddress = "127.0.0.1:{port}"\n{self._security()}\n',
             encoding="utf-8",
         )
         self._environment = {
             **os.environ,
-            "PATH": f"{_BIN}{os.pathsep}{os.environ.get('PATH', '')}",
+            "PATH": f"{BIN}{os.pathsep}{os.environ.get('PATH', '')}",
             "FLWR_HOME": str(self._home),
             "FLWR_TELEMETRY_ENABLED": "0",
             "FLWR_DISABLE_UPDATE_CHECK": "1",
@@ -100,9 +103,9 @@ class SimulationEngine:
         with self._log.open("wb") as output:
             self._superlink = subprocess.Popen(
                 [
-                    str(_BIN / "flower-superlink"),
-                    *("--insecure", "--simulation", "--isolation", "subprocess"),
-                    *("--host", "127.0.0.1", "--port", str(port)),
+                    str(BIN / "flower-superlink"),
+                    *self._superlink_options(),
+                    *("--isolation", "subprocess", "--host", "127.0.0.1", "--port", str(port)),
                     "--disable-runtime-dependency-installation",
                 ],
                 cwd=self._cwd,
@@ -117,6 +120,17 @@ class SimulationEngine:
             self._stop()
             raise
         return self
+
+    @abstractmethod
+    def _superlink_options(self) -> list[str]:
+        """Options of the SuperLink beyond its address."""
+
+    @abstractmethod
+    def _security(self) -> str:
+        """What the configuration of ``flwr`` says on the connection's security, in TOML."""
+
+    def _prepare(self, port: int) -> None:  # noqa: B027 (there may be nothing to do)
+        """Make what the SuperLink needs, before it starts on that port."""
 
     @property
     def pid(self) -> int:
@@ -153,6 +167,83 @@ class SimulationEngine:
             self._superlink.wait()
         shutil.rmtree(self._folder, ignore_errors=True)
 
+    def _run(self, run_config: Mapping[str, Any], timeout: float, *options: str) -> None:
+        """Run the app to its end, with options of ``flwr run``."""
+        overrides = self._folder / "run-config.toml"
+        overrides.write_text("".join(f"{key} = {_toml(value)}\n" for key, value in run_config.items()))
+        answer = self._flwr(
+            *("run", str(self._app), SUPERLINK, *options),
+            *("--run-config", str(overrides), "--format", "json"),
+        )
+        started = _json(answer)
+        if not started.get("run-id"):
+            raise EngineError(f"flwr run failed:\n{answer}")
+        run_id = str(started["run-id"])
+        with self._following(run_id):
+            status = self._await_end(run_id, time.monotonic() + timeout)
+        if status != _COMPLETED:
+            log = self._flwr("log", run_id, SUPERLINK, "--show")[-_LOG_TAIL:]
+            raise EngineError(f"The run ended as {status!r}. Its log ends:\n{log}")
+
+    def _await_end(self, run_id: str, deadline: float) -> str:
+        while time.monotonic() < deadline:
+            status = str(
+                _json(self._flwr("list", SUPERLINK, "--run-id", run_id, "--format", "json"))["runs"][0]["status"]
+            )
+            if status.startswith(_FINISHED):
+                return status
+            time.sleep(_POLL_S)
+        self._flwr("stop", run_id, SUPERLINK)
+        raise EngineError("The run did not end in time and was stopped.")
+
+    @contextmanager
+    def _following(self, run_id: str) -> Iterator[None]:
+        """Inside the block, the run's log is passed on line by line."""
+
+        def pump(stream: IO[str]) -> None:
+            for line in stream:
+                self._on_log(line.rstrip("\n"))
+
+        with subprocess.Popen(
+            [str(BIN / "flwr"), "log", run_id, SUPERLINK, "--stream"],
+            cwd=self._cwd,
+            env=self._environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        ) as process:
+            assert process.stdout is not None
+            reader = threading.Thread(target=pump, args=(process.stdout,), daemon=True)
+            reader.start()
+            try:
+                yield
+            finally:
+                process.terminate()
+                reader.join()
+
+    def _flwr(self, *arguments: str) -> str:
+        done = subprocess.run(
+            [str(BIN / "flwr"), *arguments],
+            cwd=self._cwd,
+            env=self._environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode != 0:
+            raise EngineError(f"flwr {arguments[0]} failed:\n{done.stdout}{done.stderr}")
+        return done.stdout
+
+
+class SimulationEngine(Engine):
+    """Runs apps with virtual clients, in Flower's simulation engine; see `Engine`."""
+
+    def _superlink_options(self) -> list[str]:
+        return ["--insecure", "--simulation"]
+
+    def _security(self) -> str:
+        return "insecure = true"
+
     def run(
         self, run_config: Mapping[str, Any], *, num_clients: int, cpus_per_client: int = 1, timeout: float = 600.0
     ) -> None:
@@ -174,71 +265,8 @@ class SimulationEngine:
         EngineError
             If the run cannot be started, fails, or does not end in time.
         """
-        overrides = self._folder / "run-config.toml"
-        overrides.write_text("".join(f"{key} = {_toml(value)}\n" for key, value in run_config.items()))
         federation = f"num-supernodes={num_clients} client-resources-num-cpus={cpus_per_client}"
-        answer = self._flwr(
-            *("run", str(self._app), _SUPERLINK, "--federation-config", federation),
-            *("--run-config", str(overrides), "--format", "json"),
-        )
-        started = _json(answer)
-        if not started.get("run-id"):
-            raise EngineError(f"flwr run failed:\n{answer}")
-        run_id = str(started["run-id"])
-        with self._following(run_id):
-            status = self._await_end(run_id, time.monotonic() + timeout)
-        if status != _COMPLETED:
-            log = self._flwr("log", run_id, _SUPERLINK, "--show")[-_LOG_TAIL:]
-            raise EngineError(f"The run ended as {status!r}. Its log ends:\n{log}")
-
-    def _await_end(self, run_id: str, deadline: float) -> str:
-        while time.monotonic() < deadline:
-            status = str(
-                _json(self._flwr("list", _SUPERLINK, "--run-id", run_id, "--format", "json"))["runs"][0]["status"]
-            )
-            if status.startswith(_FINISHED):
-                return status
-            time.sleep(_POLL_S)
-        self._flwr("stop", run_id, _SUPERLINK)
-        raise EngineError("The run did not end in time and was stopped.")
-
-    @contextmanager
-    def _following(self, run_id: str) -> Iterator[None]:
-        """Inside the block, the run's log is passed on line by line."""
-
-        def pump(stream: IO[str]) -> None:
-            for line in stream:
-                self._on_log(line.rstrip("\n"))
-
-        with subprocess.Popen(
-            [str(_BIN / "flwr"), "log", run_id, _SUPERLINK, "--stream"],
-            cwd=self._cwd,
-            env=self._environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        ) as process:
-            assert process.stdout is not None
-            reader = threading.Thread(target=pump, args=(process.stdout,), daemon=True)
-            reader.start()
-            try:
-                yield
-            finally:
-                process.terminate()
-                reader.join()
-
-    def _flwr(self, *arguments: str) -> str:
-        done = subprocess.run(
-            [str(_BIN / "flwr"), *arguments],
-            cwd=self._cwd,
-            env=self._environment,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if done.returncode != 0:
-            raise EngineError(f"flwr {arguments[0]} failed:\n{done.stdout}{done.stderr}")
-        return done.stdout
+        self._run(run_config, timeout, "--federation-config", federation)
 
 
 def _json(output: str) -> dict[str, Any]:

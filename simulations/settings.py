@@ -31,10 +31,12 @@ class SimulationSettings(ClientSettings):
     compare: str = ""
     num_server_rounds: int = option(3, least=1)
     num_clients: int = option(0, least=0)
+    min_clients: int = option(0, least=0)
     fraction_train: float = option(1.0, above=0, most=1)
     fraction_evaluate: float = option(1.0, least=0, most=1)
     matcher: str = option("default", choices=("default", "frank-wolfe", "identity"))
     repair: str = option("repair-pooled", choices=("repair-pooled", "repair", "recalibrate"))
+    guard: bool = True
     proximal_mu: float = option(0.1, above=0)
     server_learning_rate: float = option(0.0, least=0)
     server_momentum: float = option(0.9, least=0, most=1)

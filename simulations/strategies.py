@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
@@ -39,14 +40,15 @@ def _mean_metrics(replies: list[RecordDict], weighted_by_key: str) -> MetricReco
 
 
 def _sampling(settings: SimulationSettings, num_clients: int) -> dict[str, Any]:
-    """FedAvg's own options: a round waits for all clients, and takes the fraction of them that was asked for."""
+    """FedAvg's own options: a round waits for enough clients, and takes the fraction of them that was asked for."""
+    least = settings.min_clients or num_clients
     evaluate = settings.fraction_evaluate if settings.validation_fraction > 0 else 0.0
     return {
         "fraction_train": settings.fraction_train,
         "fraction_evaluate": evaluate,
-        "min_train_nodes": max(1, int(num_clients * settings.fraction_train)),
-        "min_evaluate_nodes": max(1, int(num_clients * evaluate)),
-        "min_available_nodes": num_clients,
+        "min_train_nodes": max(1, int(least * settings.fraction_train)),
+        "min_evaluate_nodes": max(1, int(least * evaluate)),
+        "min_available_nodes": least,
         "train_metrics_aggr_fn": _mean_metrics,
         "evaluate_metrics_aggr_fn": _mean_metrics,
     }
@@ -70,6 +72,7 @@ def _c2m3(
         spec=PermutationSpec.from_module(network, example),
         matcher=settings.matcher,
         repair=repair,
+        guard=settings.guard,
         device=settings.server_device,
         **sampling,
     )
@@ -169,7 +172,8 @@ class SideBySide(Strategy):
         """Aggregate by every strategy; the leader's result is returned."""
         replies = list(replies)
         valid = [reply for reply in replies if not reply.has_error()]
-        result = self._leader.aggregate_train(server_round, replies)
+        # Copies for each: FedMedian empties the records that it reads. The arrays' bytes are shared.
+        result = self._leader.aggregate_train(server_round, deepcopy(replies))
         if not valid:
             return result
         state_dicts = [
@@ -180,7 +184,7 @@ class SideBySide(Strategy):
         merged = {}
         for name, strategy in self._compared.items():
             leads = strategy is self._leader
-            arrays, _ = result if leads else strategy.aggregate_train(server_round, replies)
+            arrays, _ = result if leads else strategy.aggregate_train(server_round, deepcopy(replies))
             if arrays is not None:
                 merged[name] = self._test_set.score(arrays.to_torch_state_dict()).accuracy
         self.comparisons[server_round] = Comparison(

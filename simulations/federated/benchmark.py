@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,11 @@ from clients.client_app import app as client_app
 from simulations.federated.cells import Cell
 from simulations.federated.metering import FirstRound, MeteredGrid
 from simulations.federated.methods import METHODS
-from simulations.paper.ledger import Ledger
+from simulations.paper.ledger import Ledger, Record
 from simulations.server_app import run
 from simulations.settings import SimulationSettings
+
+Compute = Callable[[], Mapping[str, Any]]
 
 CLIENTS = "clients"
 """Name of the measurement of the clients' own networks, in cells of one round."""
@@ -22,12 +26,32 @@ CLIENTS = "clients"
 _ELSEWHERE = ("data-dir", "download", "output", "client-device", "server-device", "server-threads", "compare")
 
 
+# To be raised when a default of the app changes, or what is measured: older measurements do not count any more then.
+_VERSION = 1
+
 # C2M3 reports this metric for every round that it has merged; a round that fails costs it no more than the round.
 _DONE = "c2m3-objective"
 
 
 class LostRoundError(RuntimeError):
     """A strategy could not aggregate: its figures would be those of the network before."""
+
+
+class _UnknownError(Exception):
+    """A measurement has not been made."""
+
+
+def _unknown() -> Mapping[str, Any]:
+    raise _UnknownError
+
+
+def _plan(cell: Cell, seed: int) -> Iterator[tuple[str, SimulationSettings]]:
+    """The measurements of one repetition."""
+    settings = replace(cell.settings, seed=seed, num_clients=cell.num_clients)
+    if settings.num_server_rounds == 1:
+        yield CLIENTS, settings
+    for name in cell.methods:
+        yield name, replace(settings, **METHODS[name].overrides)
 
 
 class Benchmark:
@@ -49,20 +73,27 @@ class Benchmark:
         """Measure what is not written down yet."""
         for cell in cells:
             for seed in cell.seeds:
-                self._repeat(cell, seed)
+                clients = FirstRound(client_app)  # shared by all methods of this repetition
+                for method, settings in _plan(cell, seed):
+                    judge = self._judge_clients if method == CLIENTS else self._train
+                    self._measure(cell, method, settings, partial(judge, settings, clients))
 
-    def _repeat(self, cell: Cell, seed: int) -> None:
-        clients = FirstRound(client_app)  # shared by all methods of this repetition
-        settings = replace(cell.settings, seed=seed, num_clients=cell.num_clients)
-        if settings.num_server_rounds == 1:
-            self._measure(cell, CLIENTS, settings, lambda: self._judge_clients(settings, clients))
-        for name in cell.methods:
-            chosen = replace(settings, **METHODS[name].overrides)
-            self._measure(cell, name, chosen, lambda chosen=chosen: self._train(chosen, clients))
+    def known(self, cells: Iterable[Cell]) -> list[Record]:
+        """What is written down, in the order of the cells."""
+        records = []
+        for cell in cells:
+            for seed in cell.seeds:
+                for method, settings in _plan(cell, seed):
+                    with suppress(_UnknownError):
+                        records.append(self._measure(cell, method, settings, _unknown))
+        return records
 
-    def _measure(self, cell: Cell, method: str, settings: SimulationSettings, compute: Any) -> None:
-        depends = {key: value for key, value in settings.run_config().items() if key not in _ELSEWHERE}
-        self._ledger.measure({"cell": cell.name, "method": method, "seed": settings.seed}, depends, compute)
+    def _measure(self, cell: Cell, method: str, settings: SimulationSettings, compute: Compute) -> Record:
+        chosen, usual = settings.run_config(), SimulationSettings().run_config()
+        # Only what differs from the defaults, so that a new option of the app invalidates nothing.
+        depends: dict[str, Any] = {"version": _VERSION}
+        depends |= {key: value for key, value in chosen.items() if key not in _ELSEWHERE and value != usual[key]}
+        return self._ledger.measure({"cell": cell.name, "method": method, "seed": settings.seed}, depends, compute)
 
     def _here(self, settings: SimulationSettings) -> SimulationSettings:
         archive = self._data_dir / f"{settings.dataset}.npz"

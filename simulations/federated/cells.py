@@ -8,9 +8,10 @@ from typing import Any
 
 from simulations.settings import SimulationSettings
 
-_IN_ONE_ROUND = ("fedavg", "fedmedian", "fedavg-repair", "c2m3-align", "c2m3-repair")
+_IN_ONE_ROUND = ("fedavg", "fedmedian", "fedavg-repair", "c2m3-align", "c2m3-repair", "c2m3")
 _IN_MANY_ROUNDS = (
     "fedavg",
+    "c2m3",
     "c2m3-repair",
     "fedavg-repair",
     "c2m3-align",
@@ -103,10 +104,10 @@ _CIFAR10 = replace(_BASE, dataset="cifar10", model="cnn", batch_size=64)
 def _smoke() -> Iterator[Cell]:
     tiny = replace(_DIGITS, model_width=0.1, local_epochs=1)
     for cell in (
-        *_one_shot(replace(tiny, local_epochs=20), (0, 1), (3,), 0.8),
+        *_one_shot(replace(tiny, local_epochs=5), (0, 1), (3,), 0.5),
         *_shared(replace(tiny, num_server_rounds=2), (0,), 3, 0.5, "dirichlet-0.3"),
     ):
-        yield replace(cell, methods=("fedavg", "fedadam", "c2m3-repair") if cell.group == "shared" else cell.methods)
+        yield replace(cell, methods=("fedavg", "fedadam", "c2m3") if cell.group == "shared" else cell.methods)
 
 
 def _cpu() -> Iterator[Cell]:

@@ -9,6 +9,8 @@ from pathlib import Path
 from clients.training import choose_device
 from simulations.federated.benchmark import Benchmark
 from simulations.federated.cells import SCALES
+from simulations.federated.report import write_page
+from simulations.federated.summary import summarise
 from simulations.paper.endpoints import hardware
 from simulations.paper.ledger import Ledger
 
@@ -20,10 +22,18 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--cells", default="", help="only cells whose name contains this")
     parser.add_argument("--data-dir", type=Path, default=Path("data"), help="folder of the data sets")
     parser.add_argument("--results", type=Path, default=Path("docs/results"), help="folder of the measurements")
+    parser.add_argument("--page", type=Path, default=Path("docs/federated.md"), help="the page to put tables into")
+    parser.add_argument("--report", action="store_true", help="measure nothing, only make the page")
     options = parser.parse_args(arguments)
-    logging.getLogger("flwr").setLevel(logging.ERROR)
-    cells = [cell for cell in SCALES[options.scale]() if options.cells in cell.name]
+    logging.getLogger("flwr").setLevel(logging.WARNING)
+    everything = list(SCALES[options.scale]())
+    cells = [cell for cell in everything if options.cells in cell.name]
     if not cells:
         parser.error(f"no cell of {options.scale} has {options.cells!r} in its name")
     ledger = Ledger(options.results / f"federated-{options.scale}.jsonl", hardware(choose_device("auto")))
-    Benchmark(ledger, options.data_dir.resolve()).run(cells)
+    benchmark = Benchmark(ledger, options.data_dir.resolve())
+    if not options.report:
+        benchmark.run(cells)
+    records = benchmark.known(everything)
+    write_page(options.page, options.scale, summarise(everything, records), records)
+    print(options.page)

@@ -60,7 +60,9 @@ class FirstRound:
             if answer.has_error():
                 return answer
             self._answers[key] = answer.content
-        return Message(RecordDict(dict(self._answers[key])), reply_to=message)
+        # A copy each time: FedMedian empties the records that it reads.
+        records = {name: record.copy() for name, record in self._answers[key].items()}
+        return Message(RecordDict(records), reply_to=message)
 
 
 class MeteredGrid(InProcessGrid):

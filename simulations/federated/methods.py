@@ -28,9 +28,10 @@ class Method:
 
 METHODS: dict[str, Method] = {
     "fedavg": Method("FedAvg", "#d9534f", {"strategy": "fedavg"}),
-    "fedavg-repair": Method("FedAvg + REPAIR", "#d9822b", {"strategy": "c2m3", "matcher": "identity"}),
-    "c2m3-align": Method("C2M3, no REPAIR", "#7fb2dd", {"strategy": "c2m3-align"}),
-    "c2m3-repair": Method("C2M3 + REPAIR", "#1f5fa8", {"strategy": "c2m3"}),
+    "fedavg-repair": Method("FedAvg + REPAIR", "#d9822b", {"strategy": "c2m3", "matcher": "identity", "guard": False}),
+    "c2m3-align": Method("C2M3, no REPAIR", "#7fb2dd", {"strategy": "c2m3-align", "guard": False}),
+    "c2m3-repair": Method("C2M3 + REPAIR", "#5b9bd5", {"strategy": "c2m3", "guard": False}),
+    "c2m3": Method("C2M3 + REPAIR, guard", "#0b3d78", {"strategy": "c2m3"}),
     "fedprox": Method("FedProx", "#3a9a6e", {"strategy": "fedprox"}),
     "fedavgm": Method("FedAvgM", "#8a5fbf", {"strategy": "fedavgm"}),
     "fedadam": Method("FedAdam", "#b07aa1", {"strategy": "fedadam", "server_learning_rate": 0.01}),

@@ -66,6 +66,14 @@ def test_comparing_does_not_change_the_run() -> None:
     assert watched.rounds[2].comparison["merged"]["fedavg"] == watched.rounds[2].server["accuracy"]
 
 
+def test_every_compared_strategy_gets_the_same_replies() -> None:
+    names = ("fedmedian", "fedtrimmedavg", "krum", "fedavg")
+    settings = replace(QUICK, num_server_rounds=1)
+    together = simulate(replace(settings, strategy="fedmedian", compare=",".join(names)), 3).rounds[1].comparison
+    alone = {name: simulate(replace(settings, strategy=name), 3).accuracy for name in names}
+    assert together["merged"] == alone
+
+
 def test_a_network_with_batch_norm_runs() -> None:
     settings = replace(QUICK, model="resnet20", model_norm="batch", num_server_rounds=1)
     assert math.isfinite(simulate(settings, 2).rounds[1].server["loss"])
