@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from benchmarks.architectures import Decoder
+
 
 @dataclass(frozen=True)
 class Network:
@@ -50,43 +52,6 @@ class Residual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.branch(x)
-
-
-class GPTBlock(nn.Module):
-    """As in nanoGPT: packed projection, causal attention, both norms in front."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        b, t, c = x.shape
-        q, k, v = (
-            part.view(b, t, self.heads, c // self.heads).transpose(1, 2)
-            for part in self.qkv(self.norm1(x)).split(c, dim=2)
-        )
-        y = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
-        x = x + self.out(y.transpose(1, 2).reshape(b, t, c))
-        return x + self.down(functional.gelu(self.up(self.norm2(x))))
-
-
-class GPT(nn.Module):
-    """A decoder whose output layer shares its weight with the embedding."""
-
-    def __init__(self, vocabulary: int = 13, width: int = 12, heads: int = 3, depth: int = 2, length: int = 7) -> None:
-        super().__init__()
-        self.tokens, self.positions = nn.Embedding(vocabulary, width), nn.Embedding(length, width)
-        self.blocks = nn.Sequential(*(GPTBlock(width, heads) for _ in range(depth)))
-        self.norm = nn.LayerNorm(width)
-        self.head = nn.Linear(width, vocabulary, bias=False)
-        self.head.weight = self.tokens.weight
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        x = self.tokens(tokens) + self.positions(torch.arange(tokens.shape[1], device=tokens.device))
-        return self.head(self.norm(self.blocks(x)))
 
 
 class LlamaAttention(nn.Module):
@@ -315,6 +280,16 @@ NETWORKS: dict[str, Network] = {
         _images(),
         (5, 6, 6),
     ),
+    "built-in channel shuffle": Network(
+        lambda: nn.Sequential(nn.Conv2d(3, 12, 1), nn.ChannelShuffle(3), nn.ReLU(), nn.Conv2d(12, 2, 1)),
+        _images(),
+        (3, 4),
+    ),
+    "pixel shuffle": Network(
+        lambda: nn.Sequential(nn.Conv2d(3, 12, 1), nn.PixelShuffle(2), nn.PixelUnshuffle(4), nn.Conv2d(48, 2, 1)),
+        _images(),
+        (3,),
+    ),
     "padded shortcut": Network(
         lambda: Function(_option_a, a=nn.Conv2d(3, 4, 1), b=nn.Conv2d(4, 8, 3, 2, 1), head=nn.Linear(8, 2)),
         _images(),
@@ -378,7 +353,7 @@ NETWORKS: dict[str, Network] = {
         _vectors(2, 6, 5),
         (8, 9),
     ),
-    "gpt": Network(GPT, _tokens, (3, 3, 4, 4, 4, 4, 12, 48, 48)),
+    "gpt": Network(lambda: Decoder(13, 12, 3, 2, 7), _tokens, (3, 3, 4, 4, 4, 4, 12, 48, 48)),
     "llama": Network(LlamaAttention, _tokens, (2, 2, 4, 10, 16)),
     "lstm": Network(lambda: RecurrentClassifier(nn.LSTM, num_layers=2), _tokens, (5, 5, 6)),
     "bidirectional lstm": Network(

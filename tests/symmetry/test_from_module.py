@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from c2m3_fl.symmetry.prove import largest_change, pin_groups, prove
 from c2m3_fl.symmetry.spec import PermutationSpec, SpecError
-from tests.symmetry.networks import GPT, NETWORKS, Function
+from tests.symmetry.networks import NETWORKS, Function
 
 
 @torch.library.custom_op("c2m3_tests::weighted", mutates_args=())
@@ -85,8 +85,7 @@ def test_no_grad_and_checkpoints_inside_a_network_are_seen_through() -> None:
 
 
 def test_tied_weights_have_the_same_axes_and_the_second_name_is_carried() -> None:
-    net = GPT()
-    spec = PermutationSpec.from_module(net, torch.arange(14).reshape(2, 7) % 11)
+    spec = PermutationSpec.from_module(NETWORKS["gpt"].make(), *NETWORKS["gpt"].inputs())
     assert spec.tensors["tokens.weight"] == spec.tensors["head.weight"]
     assert "head.weight" in spec.carried
     assert "tokens.weight" not in spec.carried

@@ -22,13 +22,13 @@ def _judge(module: nn.Module, example: Tensor) -> None:
         assert largest_change(spec, module, (example,), {}, seed=seed) < 1e-7, dict(spec.groups)
 
 
-@settings(max_examples=30, **_ANY)
+@settings(max_examples=20, **_ANY)
 @given(image_networks())
 def test_no_wrong_group_in_random_image_networks(case: tuple[nn.Module, Tensor]) -> None:
     _judge(*case)
 
 
-@settings(max_examples=30, **_ANY)
+@settings(max_examples=20, **_ANY)
 @given(token_networks())
 def test_no_wrong_group_in_random_token_networks(case: tuple[nn.Module, Tensor]) -> None:
     _judge(*case)

@@ -1,0 +1,1 @@
+"""Timings and tables, each made by one command."""
