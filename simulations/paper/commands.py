@@ -13,7 +13,7 @@ from simulations.paper.runner import main_of, open_laboratory, parser, run
 
 
 def run_all(arguments: Sequence[str]) -> None:
-    """Run every experiment; those whose data are missing are named and left out."""
+    """Run every experiment; networks whose data are not there are named and left out."""
     options = parser("paper", "All experiments of the paper, one after the other.").parse_args(arguments)
     for experiment in EXPERIMENTS:
         run(experiment, options)

@@ -9,8 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import platform
 import time
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
@@ -184,4 +186,14 @@ def hardware(device: torch.device) -> str:
     """What ran it, in words."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"CPU, {torch.get_num_threads()} thread" + ("" if torch.get_num_threads() == 1 else "s")
+    threads = torch.get_num_threads()
+    return f"{_processor()}, {threads} thread" + ("" if threads == 1 else "s")
+
+
+@lru_cache(maxsize=1)
+def _processor() -> str:
+    """The processor's name where Linux tells it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"CPU {names[0]}" if names else f"CPU {platform.machine()}"

@@ -15,7 +15,7 @@ from c2m3_fl.averaging import average
 from c2m3_fl.matching import Matcher, resolve_matcher
 from c2m3_fl.repair import repair
 from c2m3_fl.symmetry import PermutationSpec
-from clients.data import Split
+from clients.data import DataError, Split
 from clients.models import build_model
 from clients.training import evaluate
 from simulations.paper.endpoints import Endpoint, EndpointConfig, EndpointStore, hardware
@@ -143,8 +143,21 @@ class Laboratory:
         return Ledger(self.output / f"{experiment}.jsonl", hardware(self.device))
 
     def chosen(self, networks: Sequence[str]) -> list[str]:
-        """Those of an experiment's networks that this run works on."""
-        return [name for name in networks if self.networks is None or name in self.networks]
+        """Those of an experiment's networks that this run works on.
+
+        Where the command line names none, a network whose data are not there is left out, and this is said.
+        """
+        if self.networks is not None:
+            return [name for name in networks if name in self.networks]
+        return [name for name in networks if self._has_data(name)]
+
+    def _has_data(self, network: str) -> bool:
+        try:
+            self.store.data(self.scale.networks[network])
+        except DataError as error:
+            print(f"{network} is left out: {error}")
+            return False
+        return True
 
     def bench(self, config: EndpointConfig) -> Bench:
         """The bench of a configuration, built once."""

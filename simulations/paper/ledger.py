@@ -88,7 +88,7 @@ class Ledger:
 
     def records(self) -> list[Record]:
         """What was asked for since this ledger was opened, in that order."""
-        return [self._known[key] for key in self._asked]
+        return [self._known[key] for key in self._asked if key in self._known]
 
     def _append(self, record: Record) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)

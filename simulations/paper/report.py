@@ -69,7 +69,8 @@ def _not_run(experiment: Experiment) -> _Section:
 def _of_scale(experiment: Experiment, results: Results, figures: Path) -> _Section:
     section = _Section(f"Scale {results.scale}", 3)
     section.parts.append(_set_up(experiment, results))
-    section.parts += [f"- {finding}" for finding in experiment.findings(results.records)]
+    if findings := list(experiment.findings(results.records)):
+        section.parts += ["What was found:", *(f"- {finding}" for finding in findings)]
     section.parts += list(experiment.tables(results.records))
     for picture in experiment.pictures(results.records):
         path = figures / f"{picture.name}-{results.scale}.png"
@@ -102,19 +103,18 @@ def _recipe(config: Mapping[str, Any]) -> str:
 
 
 def _markdown(sections: Sequence[_Section], folder: Path) -> str:
-    lines: list[str] = []
+    blocks: list[str] = []
     for section in sections:
-        lines += [f"{'#' * section.level} {section.title}", ""]
+        blocks.append(f"{'#' * section.level} {section.title}")
         for part in section.parts:
             if isinstance(part, Table):
-                lines += [f"**{part.title}**", "", *_markdown_table(part), ""]
+                blocks += [f"**{part.title}**", "\n".join(_markdown_table(part))]
             elif isinstance(part, tuple):
-                lines += [f"![{part[0]}]({part[1].relative_to(folder).as_posix()})", "", f"*{part[0]}*", ""]
+                blocks += [f"![{part[0]}]({part[1].relative_to(folder).as_posix()})", f"*{part[0]}*"]
             else:
-                lines += [part] if part.startswith("- ") else [part, ""]
-        if lines[-1]:
-            lines.append("")
-    return "\n".join(lines).rstrip() + "\n"
+                blocks.append(part)
+    # The items of a list follow one another without a blank line.
+    return "\n\n".join(blocks).replace("\n\n- ", "\n- ") + "\n"
 
 
 def _markdown_table(table: Table) -> Iterator[str]:

@@ -50,9 +50,13 @@ def run(experiment: Experiment, options: argparse.Namespace) -> None:
     """Measure, and write the results."""
     laboratory = open_laboratory(options)
     ledger = laboratory.ledger(experiment.name)
-    experiment.measure(laboratory, ledger)
-    path = write_results(options.output, experiment, laboratory, ledger.records())
-    print(f"{experiment.title}: {path}")
+    try:
+        experiment.measure(laboratory, ledger)
+    finally:
+        # What an interrupted run has measured is worth showing too.
+        if ledger.records():
+            path = write_results(options.output, experiment, laboratory, ledger.records())
+            print(f"{experiment.title}: {path}")
 
 
 def main_of(experiment: Experiment, arguments: Sequence[str]) -> None:

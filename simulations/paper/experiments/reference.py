@@ -115,8 +115,8 @@ EXPERIMENT = Experiment(
     title="One network as the reference",
     source="Figure 9",
     about=(
-        "Five networks are mapped to one of them by Git Re-Basin's pairwise matching and averaged, for each as the "
-        "reference; beside it the universe of C2M3."
+        "Five networks (seeds 0 to 4) are mapped to one of them by Git Re-Basin's pairwise matching and averaged, for "
+        "each as the reference; beside it the universe of C2M3."
     ),
     measure=measure,
     tables=tables,

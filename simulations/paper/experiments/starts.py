@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import combinations
 
 from c2m3_fl.analysis import interpolate, positions
 from c2m3_fl.matching import FrankWolfe
@@ -41,9 +40,7 @@ def measure(laboratory: Laboratory, ledger: Ledger) -> None:
 
             ledger.measure(
                 {"network": network, "start": start, "seed": seed},
-                laboratory.depends(
-                    config, range(_MODELS), matcher=identify(matcher), points=scale.curve_points
-                ),
+                laboratory.depends(config, range(_MODELS), matcher=identify(matcher), points=scale.curve_points),
                 values,
             )
 
@@ -59,8 +56,8 @@ def tables(records: Sequence[Record]) -> Iterator[Table]:
                 row.append(spread([r.values["barriers"][number] for r in found]) if found else NOT_RUN)
                 row.append(f"{paper[number]:.2f}")
             rows.append(tuple(row))
-        found = [select(records, network=network, start=start) for start in TABLE_5]
-        cells = [spread([r.values["objective"] for r in each], "{:.2f}") if each else "" for each in found]
+        trials = [select(records, network=network, start=start) for start in TABLE_5]
+        cells = [spread([r.values["objective"] for r in each], "{:.2f}") if each else "" for each in trials]
         rows.append((network, "objective", cells[0], "", cells[1], "", cells[2], ""))
     columns = ("network", "pair", *(f"{start}, {who}" for start in TABLE_5 for who in ("ours", "paper")))
     yield Table("Test loss barrier (nats) of three networks' pairs in the universe, by start", columns, tuple(rows))
@@ -95,7 +92,7 @@ EXPERIMENT = Experiment(
     name=NAME,
     title="Starts of Frank-Wolfe",
     source="Table 5",
-    about="The paper's Algorithm 1 on three networks from three kinds of start; the random one over several seeds.",
+    about="The paper's Algorithm 1 on three networks (seeds 0 to 2) from three kinds of start, the random one several times.",
     measure=measure,
     tables=tables,
     pictures=pictures,
