@@ -70,6 +70,7 @@ def repair_by_clients(
     clients: Sequence[Measured],
     grid: Grid,
     *,
+    query: RecordDict,
     arrayrecord_key: str,
     spread: Spread,
     exchanges: int,
@@ -91,6 +92,8 @@ def repair_by_clients(
         Who to ask, with the moments of their own networks.
     grid
         The way to them.
+    query
+        What else to send with the network.
     arrayrecord_key
         Key of the network in the query.
     spread
@@ -106,7 +109,8 @@ def repair_by_clients(
         return Repaired(current, 0)
     sites = list(clients[0].moments)[-exchanges:]
     for site in sites:
-        answers = _ask(grid, asked, current, arrayrecord_key, timeout)
+        content = RecordDict({arrayrecord_key: ArrayRecord(current), **query})
+        answers = _ask(grid, asked, content, timeout)
         pairs = [(client, answers[client.node]) for client in asked if _fits(client, answers.get(client.node), site)]
         if not pairs:
             log(WARNING, "aggregate_train: No client measured the merged network; it stays as it is")
@@ -155,14 +159,10 @@ def _agreeing(clients: Sequence[Measured]) -> list[Measured]:
     return [client for client, sites in zip(clients, sets, strict=True) if sites == usual]
 
 
-def _ask(
-    grid: Grid, clients: Iterable[Measured], state_dict: Mapping[str, Tensor], key: str, timeout: float | None
-) -> dict[int, SiteMoments]:
-    arrays = ArrayRecord(dict(state_dict))
+def _ask(grid: Grid, clients: Iterable[Measured], content: RecordDict, timeout: float | None) -> dict[int, SiteMoments]:
     names = {client.node: client.name for client in clients}
     messages = [
-        Message(RecordDict({key: arrays}), dst_node_id=node, message_type=f"{MessageType.QUERY}.{MOMENTS_QUERY}")
-        for node in names
+        Message(content, dst_node_id=node, message_type=f"{MessageType.QUERY}.{MOMENTS_QUERY}") for node in names
     ]
     answers: dict[int, SiteMoments] = {}
     for message in grid.send_and_receive(messages, timeout=timeout):

@@ -289,7 +289,7 @@ class C2M3(FedAvg):
         )
         metrics["c2m3-clients"] = len(merged)
         if self._clients_measure and self.repair is not None:
-            aggregation = self._repair_by_clients(aggregation, merged, metrics)
+            aggregation = self._repair_by_clients(server_round, aggregation, merged, metrics)
         metrics.update(_diagnostics(aggregation))
         log(INFO, "aggregate_train: Of round %d's candidates, %r is kept", server_round, aggregation.chosen)
         return ArrayRecord(aggregation.state_dict), metrics
@@ -308,7 +308,7 @@ class C2M3(FedAvg):
         )
 
     def _repair_by_clients(
-        self, aggregation: Aggregation, merged: Sequence[Reply], metrics: MetricRecord
+        self, server_round: int, aggregation: Aggregation, merged: Sequence[Reply], metrics: MetricRecord
     ) -> Aggregation:
         if self._grid is None:
             return aggregation
@@ -318,6 +318,7 @@ class C2M3(FedAvg):
             aggregation.state_dict,
             measured(merged, aggregation.permutations, self.spec),
             self._grid,
+            query=RecordDict({self.configrecord_key: ConfigRecord({"server-round": server_round})}),
             arrayrecord_key=self.arrayrecord_key,
             spread="pooled" if self.repair == "repair-pooled" else "mean",
             exchanges=self.exchanges,

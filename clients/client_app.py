@@ -14,6 +14,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, 
 from flwr.clientapp import ClientApp
 from torch import Tensor, nn
 
+from c2m3_fl.client import MOMENTS_QUERY, answer_moments, attach_moments
 from clients.data import DataError, Split, load_data
 from clients.models import Norm, build_model
 from clients.partition import hold_out, partition_indices
@@ -22,6 +23,7 @@ from clients.training import TrainOptions, choose_device, derive_seed, determini
 
 ARRAYS, CONFIG, METRICS = "arrays", "config", "metrics"
 FIRST_ROUND = 1
+MEASURED_EXAMPLES, MEASURED_BATCH = 512, 128
 # What a seed is for: two uses of one generator must not share their numbers.
 _FOR_INITIALISATION, _FOR_TRAINING, _FOR_VALIDATION = range(3)
 
@@ -77,6 +79,12 @@ class _Job:
         data = load_data(self.settings.dataset, self.settings.data_dir, self.settings.download)
         return data.train.select(client_indices(self.settings, self.num_partitions, self.partition_id)[validation])
 
+    def measured_inputs(self) -> list[Tensor]:
+        """What activations are measured on: examples that this client does not train on, if it has some."""
+        held = self.split(validation=True)
+        examples = held if len(held) else self.split(validation=False)
+        return list(torch.split(examples.inputs()[:MEASURED_EXAMPLES], MEASURED_BATCH))
+
     def model(self) -> nn.Module:
         """The broadcast network."""
         model = initial_model(self.settings, self.partition_id)
@@ -115,7 +123,18 @@ def train_message(message: Message, context: Context) -> Message:
     with deterministic(seed, job.settings.client_threads):
         loss = train(model, examples.inputs(), examples.labels, job.train_options(), job.device)
     metrics = MetricRecord({"num-examples": len(examples), "client-id": job.partition_id, "train-loss": loss})
-    return Message(RecordDict({ARRAYS: ArrayRecord(model.cpu().state_dict()), METRICS: metrics}), reply_to=message)
+    content = RecordDict({ARRAYS: ArrayRecord(model.cpu().state_dict()), METRICS: metrics})
+    with deterministic(job.settings.seed, job.settings.client_threads):
+        attach_moments(content, message, model, job.measured_inputs(), device=job.device)
+    return Message(content, reply_to=message)
+
+
+@app.query(MOMENTS_QUERY)
+def moments_message(message: Message, context: Context) -> Message:
+    """Measure the merged network's activations, for a repair without data on the server."""
+    job = _Job(message, context)
+    with deterministic(job.settings.seed, job.settings.client_threads):
+        return answer_moments(message, job.model(), job.measured_inputs(), device=job.device)
 
 
 @app.evaluate()

@@ -116,3 +116,20 @@ def test_clients_share_no_more_examples_than_they_are_told_to() -> None:
     assert len(torch.cat(shares).unique()) == 90
     everything = torch.cat([client_indices(QUICK, CLIENTS, client)[0] for client in range(CLIENTS)])
     assert len(everything) > 900
+
+
+def test_moments_come_when_they_are_asked_for() -> None:
+    assert "c2m3-moments" not in ask("train", QUICK, 0, 1)
+    own = ask("train", QUICK, 0, 1, **{"c2m3-moments": True})["c2m3-moments"]
+    merged = ask("query.c2m3_moments", QUICK, 0, 1)["c2m3-moments"]
+    assert isinstance(own, ArrayRecord)
+    assert isinstance(merged, ArrayRecord)
+    assert list(own) == list(merged)
+    assert own["output.count"].numpy() == len(client_indices(QUICK, CLIENTS, 0)[1])
+
+
+def test_without_validation_examples_moments_are_of_training_examples() -> None:
+    settings = replace(QUICK, validation_fraction=0.0)
+    record = ask("query.c2m3_moments", settings, 0, 1)["c2m3-moments"]
+    assert isinstance(record, ArrayRecord)
+    assert record["output.count"].numpy() == len(client_indices(settings, CLIENTS, 0)[0])
