@@ -70,14 +70,18 @@ class Bench:
             width=config.width,
             norm=config.norm,
         ).to(memory_format=torch.channels_last)
+        self.spec = PermutationSpec.from_module(self.module, data.test.select(torch.arange(2)).inputs())
         sizes = scale.sizes[config.model]
-        self.test = _images(data.test, torch.arange(len(data.test))[: sizes.test or None])
+        self.test = self._images(data.test, torch.arange(len(data.test))[: sizes.test or None])
         # Judged on images that the endpoints were trained on; calibrated on others of them.
         seen = _shuffled(config, store)
-        self.train = _images(seen, torch.arange(len(seen))[: sizes.train or None])
-        calibration, _ = _images(seen, torch.arange(len(seen))[-sizes.calibration :])
+        self.train = self._images(seen, torch.arange(len(seen))[: sizes.train or None])
+        calibration, _ = self._images(seen, torch.arange(len(seen))[-sizes.calibration :])
         self.calibration = list(torch.split(calibration, _CALIBRATION_BATCH))
-        self.spec = PermutationSpec.from_module(self.module, data.test.select(torch.arange(2)).inputs())
+
+    def _images(self, split: Split, indices: Tensor) -> tuple[Tensor, Tensor]:
+        chosen = split.select(indices)
+        return chosen.inputs().to(self.device).contiguous(memory_format=torch.channels_last), chosen.labels
 
     def score(self, network: Mapping[str, Tensor], on: tuple[Tensor, Tensor], size: int = 0) -> tuple[float, float]:
         """Accuracy and loss of a network on images and labels, the first `size` of them where it is not 0."""
@@ -197,8 +201,3 @@ def _shuffled(config: EndpointConfig, store: EndpointStore) -> Split:
     split = store.training(config)
     generator = torch.Generator().manual_seed(_SAMPLE_SEED)
     return split.select(torch.randperm(len(split), generator=generator))
-
-
-def _images(split: Split, indices: Tensor) -> tuple[Tensor, Tensor]:
-    chosen = split.select(indices)
-    return chosen.inputs().contiguous(memory_format=torch.channels_last), chosen.labels
