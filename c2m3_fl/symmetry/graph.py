@@ -60,7 +60,8 @@ def copied(module: nn.Module) -> nn.Module:
 def undisturbed() -> Iterator[None]:
     """Keep the random state, and attention on its ordinary path, whose operators have rules."""
     fast = torch.backends.mha.get_fastpath_enabled()
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
+    with torch.random.fork_rng(devices=devices), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.backends.mha.set_fastpath_enabled(False)
         try:

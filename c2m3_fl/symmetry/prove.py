@@ -1,10 +1,9 @@
 """Proof by random permutation: a group that changes the network's outputs is pinned.
 
 The permutations that leave a function as it is form a subgroup of all. A proper subgroup holds at most half of them, so
-a uniformly random permutation of all groups at once exposes a wrong spec with probability of at least 1/2, and for a
-wrong group of more than a few elements with near certainty (a subgroup that misses one transposition of n elements is
-rarely more than a vanishing share of the n! permutations). Several independent draws are made; only if one of them
-changes the outputs is each group tried by itself.
+each uniformly random draw of all groups at once exposes a wrong spec with probability of at least 1/2; for a wrong group
+of more than a few elements it is nearly 1. Eight draws are made on two inputs, but two for a large network, where each
+costs a forward pass that takes long. Only if one of them changes the outputs is each group tried by itself.
 
 Fresh networks are symmetric by accident: norms are ones and zeros, biases or layer scales zero. The test therefore runs
 on a copy whose tensors all are made generic.
@@ -165,7 +164,7 @@ def _prepare(
         # Buffers that the network updates as it runs must not change the state under test.
         fresh = {name: tensor.clone() if name in buffers else tensor for name, tensor in state.items()}
         with torch.no_grad(), undisturbed():
-            torch.manual_seed(0)
+            torch.default_generator.manual_seed(0)
             return tree_leaves(functional_call(own, fresh, tuple(args), dict(named), tie_weights=False))
 
     buffers = {name for name, _ in own.named_buffers()}

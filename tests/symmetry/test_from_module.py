@@ -73,6 +73,15 @@ def test_control_flow_inside_the_graph_pins_what_it_touches() -> None:
     assert dict(PermutationSpec.from_module(net, torch.randn(2, 4)).groups) == {"second": 5}
 
 
+def test_sizes_that_depend_on_data_pin_what_they_touch() -> None:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        y = torch.relu(self.first(x))
+        return self.out(torch.relu(self.second(y))) + y[y > 0.1].sum()
+
+    net = Function(forward, first=nn.Linear(4, 6), second=nn.Linear(6, 5), out=nn.Linear(5, 3))
+    assert dict(PermutationSpec.from_module(net, torch.randn(2, 4)).groups) == {"second": 5}
+
+
 def test_no_grad_and_checkpoints_inside_a_network_are_seen_through() -> None:
     def forward(self: Any, x: Tensor) -> Tensor:
         with torch.no_grad():

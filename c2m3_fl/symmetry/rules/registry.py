@@ -135,14 +135,17 @@ def apply(target: Any, args: Any, kwargs: Mapping[str, Any], node: Node, names: 
     bound = bind(target, args, kwargs)
     name, function = lookup(target)
     stacked = next((value for value in bound.values() if isinstance(value, Stacked)), None)
-    if stacked is not None and name in STACKED:
+    if stacked is not None and stacked is _first(bound) and name in STACKED:
         others = {key: _plain(value, name) for key, value in bound.items() if value is not stacked}
         result = STACKED[name](Call(name, others, node, names), stacked)
         if result is not NotImplemented:
             return result, None
     call = Call(name, {key: _plain(value, name) for key, value in bound.items()}, node, names)
     if function is not None:
-        result = function(call)
+        try:
+            result = function(call)
+        except Exception:  # sizes that depend on data, or an overload that the rule does not know: pinning is sound
+            result = NotImplemented
         if result is not NotImplemented:
             return result, None
     return _unknown(call)
@@ -195,6 +198,10 @@ def _static_shape(value: Any) -> tuple[int, ...] | None:
     if not isinstance(value, torch.Tensor):
         return None
     return tuple(n if isinstance(n, int) else 0 for n in value.shape)
+
+
+def _first(bound: Mapping[str, Any]) -> Any:
+    return next(iter(bound.values()))
 
 
 def _plain(value: Any, name: str) -> Any:

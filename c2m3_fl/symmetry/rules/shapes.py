@@ -1,4 +1,4 @@
-"""Views, transpositions, concatenation, splitting and indexing."""
+"""Views, transpositions, concatenation and splitting."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from c2m3_fl.symmetry import symbols
 from c2m3_fl.symmetry.rules.lookahead import taken_apart
-from c2m3_fl.symmetry.rules.registry import Call, rule, stacked_rule
+from c2m3_fl.symmetry.rules.registry import Call, rule
 from c2m3_fl.symmetry.symbols import UNIT, Extent
 from c2m3_fl.symmetry.tensors import Stacked, Traced, Value, fixed, unify_axes
 
@@ -71,11 +71,12 @@ def _unstack(x: Traced, shape: Sequence[int], dim: int) -> Stacked | None:
 def transpose(call: Call) -> Any:
     """Axes in another order."""
     x = call.tensor("self")
-    order = _order(call, x.ndim)
+    order = order_of(call, x.ndim)
     return NotImplemented if order is None else x.with_axes(x.axes[d] for d in order)
 
 
-def _order(call: Call, ndim: int) -> list[int] | None:
+def order_of(call: Call, ndim: int) -> list[int] | None:
+    """Where each axis of a transposition's result comes from."""
     order = list(range(ndim))
     if call.name == "aten::permute":
         return [d % ndim for d in call["dims"]]
@@ -153,7 +154,7 @@ def cat(call: Call) -> Any:
     dim = call["dim"] % tensors[0].ndim
     first = tensors[0]
     for tensor in tensors[1:]:
-        unify_axes(_without(first.axes, dim), _without(tensor.axes, dim))
+        unify_axes(without(first.axes, dim), without(tensor.axes, dim))
     axes = list(first.axes)
     axes[dim] = tuple(segment for tensor in tensors for segment in symbols.expand(tensor.axes[dim]))
     return Traced(tuple(axes))
@@ -182,7 +183,7 @@ def unbind(call: Call) -> list[Traced]:
     x = call.tensor("self")
     dim = call["dim"] % x.ndim
     symbols.pin(x.axes[dim], _SELECTED)
-    return [x.with_axes(_without(x.axes, dim)) for _ in range(x.shape[dim])]
+    return [x.with_axes(without(x.axes, dim)) for _ in range(x.shape[dim])]
 
 
 @rule("select")
@@ -196,7 +197,7 @@ def select(call: Call) -> Traced:
         symbols.positions(x.axes[dim], start, start + 1)
     else:
         symbols.pin(x.axes[dim], _SELECTED)
-    return x.with_axes(_without(x.axes, dim))
+    return x.with_axes(without(x.axes, dim))
 
 
 @rule("slice", "narrow")
@@ -220,37 +221,6 @@ def slice_(call: Call) -> Any:
     return Traced(tuple(axes))
 
 
-@rule("index")
-def index(call: Call) -> Any:
-    """Rows looked up by an index tensor along one axis."""
-    x, indices = call.tensor("self"), call["indices"]
-    places = [d for d, i in enumerate(indices) if i is not None]
-    if len(places) != 1 or len(call.shape) != x.ndim - 1 + indices[places[0]].ndim:
-        return NotImplemented
-    (dim,) = places
-    symbols.pin(x.axes[dim], "rows are looked up by their index")
-    return Traced((*x.axes[:dim], *indices[dim].axes, *x.axes[dim + 1 :]), source=x.source)
-
-
-@rule("index_select")
-def index_select(call: Call) -> Traced:
-    """Rows looked up along one axis."""
-    x, dim = call.tensor("self"), call["dim"] % call.tensor("self").ndim
-    symbols.pin(x.axes[dim], "rows are looked up by their index")
-    axes = list(x.axes)
-    axes[dim] = call.tensor("index").axes[0] if call.tensor("index").ndim else UNIT
-    return Traced(tuple(axes), source=x.source)
-
-
-@rule("embedding")
-def embedding(call: Call) -> Traced:
-    """Rows of the weight looked up by token."""
-    weight, tokens = call.tensor("weight"), call.tensor("indices")
-    symbols.pin(weight.axes[0], "rows are looked up by their index")
-    call.names.produce(weight.axes[1], weight)
-    return Traced((*tokens.axes, weight.axes[1]))
-
-
 @rule("pixel_shuffle", "pixel_unshuffle", "channel_shuffle")
 def shuffle(call: Call) -> Traced:
     """Channels exchanged with positions in space, or interleaved."""
@@ -271,68 +241,12 @@ def shuffle(call: Call) -> Traced:
     return Traced((*batch, channels, *space))
 
 
-@stacked_rule("select")
-def select_stacked(call: Call, stacked: Stacked) -> Value:
-    """One member, or the same position of all."""
-    dim = call["dim"] % stacked.ndim
-    if dim != stacked.dim or not isinstance(call["index"], int):
-        return NotImplemented  # type: ignore[no-any-return]
-    return stacked.members[call["index"]]
-
-
-@stacked_rule("unbind")
-def unbind_stacked(call: Call, stacked: Stacked) -> list[Traced]:
-    """All members."""
-    if call["dim"] % stacked.ndim != stacked.dim:
-        return NotImplemented  # type: ignore[no-any-return]
-    return list(stacked.members)
-
-
-@stacked_rule("permute", "transpose", "movedim", "swapaxes", "swapdims")
-def transpose_stacked(call: Call, stacked: Stacked) -> Stacked:
-    """The fixed axis moves along with the others."""
-    order = _order(call, stacked.ndim)
-    if order is None:
-        return NotImplemented  # type: ignore[no-any-return]
-    inner = [d - (d > stacked.dim) for d in order if d != stacked.dim]
-    members = tuple(m.with_axes(m.axes[d] for d in inner) for m in stacked.members)
-    return Stacked(order.index(stacked.dim), members)
-
-
-@stacked_rule("unsqueeze")
-def unsqueeze_stacked(call: Call, stacked: Stacked) -> Stacked:
-    """A new axis of size one in every member."""
-    dim = call["dim"] % (stacked.ndim + 1)
-    place = dim - (dim > stacked.dim)
-    members = tuple(m.with_axes((*m.axes[:place], UNIT, *m.axes[place:])) for m in stacked.members)
-    return Stacked(stacked.dim + (dim <= stacked.dim), members)
-
-
-@stacked_rule("squeeze")
-def squeeze_stacked(call: Call, stacked: Stacked) -> Stacked:
-    """An axis of size one goes in every member."""
-    given = call.args.get("dim")
-    if not isinstance(given, int) or given % stacked.ndim == stacked.dim:
-        return NotImplemented  # type: ignore[no-any-return]
-    dim = given % stacked.ndim
-    place = dim - (dim > stacked.dim)
-    if stacked.members[0].shape[place] != 1:
-        return stacked
-    members = tuple(m.with_axes(_without(m.axes, place)) for m in stacked.members)
-    return Stacked(stacked.dim - (dim < stacked.dim), members)
-
-
-@stacked_rule("contiguous", "clone", "detach", "alias", "to", "dropout")
-def keep_stacked(call: Call, stacked: Stacked) -> Stacked:
-    """Nothing moves."""
-    return stacked
-
-
 def _part(x: Traced, dim: int, start: int, end: int) -> Traced:
     axes = list(x.axes)
     axes[dim] = symbols.positions(axes[dim], start, end)
     return x.with_axes(axes)
 
 
-def _without(axes: Sequence[Extent], dim: int) -> tuple[Extent, ...]:
+def without(axes: Sequence[Extent], dim: int) -> tuple[Extent, ...]:
+    """All axes but one."""
     return (*axes[:dim], *axes[dim + 1 :])
