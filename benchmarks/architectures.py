@@ -301,11 +301,11 @@ _TEXT = """# Architectures
 Permutation groups that `PermutationSpec.from_module` finds in well-known networks at random weights.
 
 - **groups**: number of groups, each permuted independently of the others.
-- **share moved**: share of the parameters, counted by element, in a tensor that some group moves.
+- **share moved**: share of the parameters, counted by element, in a tensor that some group moves, rounded.
 - **largest change**: of any output under random permutations of all groups at once, relative to the largest output, in
   double precision, with all parameters and running statistics made generic.
 - **seconds**: CPU time to trace and to prove, on one thread.
-- **stays**: parameters that no group moves. The output layer's bias has the order of the classes; every network has it.
+- **stays**: parameters that no group moves. The output layer's bias has the order of the classes.
 
 {table}
 
