@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import datasets
 import numpy as np
@@ -81,6 +82,15 @@ def _partitioner(settings: ClientSettings, num_partitions: int) -> Partitioner:
             raise DataError(f"There is no partition {other!r}.")
 
 
+@lru_cache(maxsize=2)
+def _partitioned(labels: bytes, settings: ClientSettings, num_partitions: int) -> Partitioner:
+    """The partitioner with its data; it divides them once, so that a thousand clients of one process do not."""
+    classes = np.frombuffer(labels, dtype=np.int64)
+    partitioner = _partitioner(settings, num_partitions)
+    partitioner.dataset = datasets.Dataset.from_dict({_LABEL: classes, _INDEX: np.arange(len(classes))})
+    return partitioner
+
+
 def partition_indices(labels: Tensor, settings: ClientSettings, num_partitions: int, partition_id: int) -> Tensor:
     """The examples of one client.
 
@@ -111,8 +121,7 @@ def partition_indices(labels: Tensor, settings: ClientSettings, num_partitions: 
     if num_partitions > len(labels):
         raise DataError(f"{len(labels)} examples are too few for {num_partitions} clients.")
     try:
-        partitioner = _partitioner(settings, num_partitions)
-        partitioner.dataset = datasets.Dataset.from_dict({_LABEL: labels.numpy(), _INDEX: np.arange(len(labels))})
+        partitioner = _partitioned(labels.numpy().tobytes(), settings, num_partitions)
         indices = np.asarray(partitioner.load_partition(partition_id)[_INDEX], dtype=np.int64)
     except ValueError as error:
         raise DataError(

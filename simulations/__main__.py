@@ -5,11 +5,17 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 
-from simulations import demo
+from simulations import demo, deployment, scale
 from simulations.federated import command as federated
 from simulations.paper.commands import COMMANDS
 
-EXPERIMENTS: dict[str, Callable[[list[str]], None]] = {"demo": demo.main, "federated": federated.main, **COMMANDS}
+EXPERIMENTS: dict[str, Callable[[list[str]], None]] = {
+    "demo": demo.main,
+    "deploy": deployment.main,
+    "federated": federated.main,
+    "scale": scale.main,
+    **COMMANDS,
+}
 
 
 def main() -> None:

@@ -27,12 +27,13 @@ _APP = Path(__file__).resolve().parent.parent
 _NODE_TIMEOUT_S = 180.0
 _STOP_TIMEOUT_S = 10.0
 _POLL_S = 0.2
+_REFUSED = "Failed to activate SuperNode"
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _KILL_IN_ROUND = 2
 _SETTINGS = SimulationSettings(
     initialisation="per-client",
     local_epochs=30,
-    num_server_rounds=4,
+    num_server_rounds=3,
     validation_fraction=0.0,
     min_clients=2,
 )
@@ -84,16 +85,19 @@ class Deployment(Engine):
                 self._start_node(number, identity, ["--root-certificates", str(self._credentials.authority)])
             )
 
-    def start_stranger(self) -> int:
-        """Start a node whose key is not registered; return its exit status once it has been turned away."""
+    def start_stranger(self) -> str:
+        """Start a node whose key is not registered; return why it ended, in its own words."""
         number = self._num_nodes
         security = ["--root-certificates", str(self._credentials.authority), "--max-retries", "3"]
         node = self._start_node(number, self._credentials.node(number), security)
         try:
-            return node.wait(_NODE_TIMEOUT_S)
+            node.wait(_NODE_TIMEOUT_S)
         except subprocess.TimeoutExpired:
-            kill([*descendants(node.pid), node.pid])
             raise EngineError("A node that was not registered has not been turned away.") from None
+        finally:
+            _end(node)
+        lines = self.node_log(number).read_text(encoding="utf-8", errors="replace").splitlines()
+        return next((line for line in lines if _REFUSED in line), ["", *lines][-1])
 
     def _start_node(self, number: int, identity: Identity, security: list[str]) -> subprocess.Popen[bytes]:
         partition = f"partition-id={number} num-partitions={self._num_nodes}"
@@ -148,13 +152,21 @@ class Deployment(Engine):
 
     def _stop(self) -> None:
         for node in self._nodes:
-            family = descendants(node.pid)
-            node.terminate()
-            with suppress(subprocess.TimeoutExpired):
-                node.wait(_STOP_TIMEOUT_S)
-            kill([*family, node.pid])
-            node.wait()
+            _end(node)
         super()._stop()
+
+
+def _end(node: subprocess.Popen[bytes]) -> None:
+    """End a node and what it has started, unless it has ended by itself."""
+    if node.poll() is not None:
+        return
+    family = descendants(node.pid)
+    node.terminate()
+    with suppress(subprocess.TimeoutExpired):
+        node.wait(_STOP_TIMEOUT_S)
+    kill(family)
+    node.kill()
+    node.wait()
 
 
 def _command(pid: int) -> str:
@@ -243,7 +255,7 @@ def demonstrate(folder: Path, *, num_nodes: int = 3, settings: SimulationSetting
         log.say(f"*** SuperLink {deployment.pid} answers over TLS and wants nodes to authenticate")
         deployment.start_nodes()
         log.say(f"*** {num_nodes} SuperNodes registered and started")
-        log.say(f"*** a node with a key that was not registered was turned away: exit {deployment.start_stranger()}")
+        log.say(f"*** a node whose key was not registered ends: {deployment.start_stranger()}")
         deployment.run(replace(settings, num_clients=num_nodes, output=str(output)).run_config())
     log.say("*** all processes have ended")
     log.close()

@@ -20,6 +20,7 @@ _IN_MANY_ROUNDS = (
     "fedadam",
     "fedmedian",
 )
+_BRIEFLY = ("fedavg", "c2m3", "c2m3-repair", "fedavg-repair", "fedprox", "fedadam")
 
 
 @dataclass(frozen=True)
@@ -121,13 +122,15 @@ def _cpu() -> Iterator[Cell]:
     yield from _shared(replace(rounds, local_epochs=20), seeds, 10, 0.9, "iid", "dirichlet-0.3")
     partial = replace(rounds, local_epochs=5, fraction_train=0.3)
     yield from _shared(partial, seeds, 20, 0.9, "iid", "dirichlet-0.3", note="-partial")
-    cifar = replace(_CIFAR10, train_size=4_000, local_epochs=5, num_server_rounds=5)
-    yield from _shared(cifar, seeds, 5, 0.4, "dirichlet-0.3", "iid")
+    cifar = replace(_CIFAR10, train_size=3_000, local_epochs=3, num_server_rounds=5)
+    for cell in _shared(cifar, seeds, 5, 0.4, "dirichlet-0.3", "iid"):
+        yield replace(cell, methods=_BRIEFLY)
     for norm in ("batch", "layer"):
         deep = replace(
             _DIGITS, model="resnet20", model_width=0.25, model_norm=norm, local_epochs=5, num_server_rounds=4
         )
-        yield from _shared(deep, seeds, 5, 0.9, "dirichlet-0.3", note=f"-{norm}norm")
+        for cell in _shared(deep, seeds, 5, 0.9, "dirichlet-0.3", note=f"-{norm}norm"):
+            yield replace(cell, methods=_BRIEFLY)
 
 
 def _paper() -> Iterator[Cell]:
