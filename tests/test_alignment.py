@@ -62,7 +62,7 @@ def test_order_of_clients_does_not_matter_to_the_bit(matcher: str) -> None:
     spec = SPECS["mlp"]
     state_dicts, weights = random_clients(spec, 4), [1.0, 2.0, 3.0, 2.0]
     first = align(state_dicts, spec, weights=weights, matcher=matcher)
-    for order in itertools.permutations(range(4)):
+    for order in [(3, 2, 1, 0), (1, 0, 3, 2), (2, 3, 0, 1), (1, 2, 3, 0)]:
         again = align([state_dicts[i] for i in order], spec, weights=[weights[i] for i in order], matcher=matcher)
         assert again.history == first.history
         assert again.objective == first.objective

@@ -9,14 +9,22 @@ from c2m3_fl.matching.camps import CampMoves
 from c2m3_fl.matching.coordinate_ascent import CoordinateAscent
 from c2m3_fl.matching.default import UniverseMatcher
 from c2m3_fl.matching.frank_wolfe import FrankWolfe
+from c2m3_fl.matching.git_rebasin import GitReBasin
 from c2m3_fl.matching.matcher import Identity, Iteration, Matcher, Matching
+from c2m3_fl.matching.merge_many import MergeMany
+from c2m3_fl.matching.pairwise_frank_wolfe import PairwiseFrankWolfe
 from c2m3_fl.matching.problem import Block, MatchingProblem
+from c2m3_fl.matching.reference import ToReference
 
 MATCHERS: dict[str, Callable[[], Matcher]] = {
     "default": UniverseMatcher,
     "frank-wolfe": FrankWolfe,
     "block-frank-wolfe": BlockFrankWolfe,
     "coordinate-ascent": CoordinateAscent,
+    "git-re-basin": GitReBasin,
+    "merge-many": MergeMany,
+    "pairwise-frank-wolfe": PairwiseFrankWolfe,
+    "reference": ToReference,
     "identity": Identity,
 }
 """The matchers by name, each with its default settings."""
@@ -46,11 +54,15 @@ __all__ = [
     "CampMoves",
     "CoordinateAscent",
     "FrankWolfe",
+    "GitReBasin",
     "Identity",
     "Iteration",
     "Matcher",
     "Matching",
     "MatchingProblem",
+    "MergeMany",
+    "PairwiseFrankWolfe",
+    "ToReference",
     "UniverseMatcher",
     "resolve_matcher",
 ]

@@ -34,13 +34,34 @@ def assign(gains: Tensor) -> Tensor:
     -----
     Where each row's largest entry sits in another column, these entries are the optimum and no solver is needed: always
     so on copies of one network, often so late in a run. Otherwise SciPy's solver (Crouse 2016), which releases the
-    interpreter's lock, so that threads solve several problems at once.
+    interpreter's lock, so that threads solve several problems at once. A few Sinkhorn steps find nearly optimal prices
+    of the columns; taken off the matrix they do not change its optimum, but shorten the solver's search by half or more.
     """
     matrix: NDArray[np.floating] = gains.numpy()
     best = matrix.argmax(axis=1)
     if np.bincount(best, minlength=len(best)).max(initial=0) == 1 and np.isfinite(matrix).all():
         return torch.from_numpy(best)
-    return torch.from_numpy(linear_sum_assignment(matrix, maximize=True)[1])
+    costs = matrix.astype(np.float64)
+    if len(matrix) >= _PRICED_SIZE:
+        costs -= _prices(gains).double().numpy()
+    np.negative(costs, out=costs)
+    return torch.from_numpy(linear_sum_assignment(costs)[1])
+
+
+_PRICED_SIZE = 64  # below it the prices cost more than they save
+_SHARPNESS = 10.0  # entries are divided by their standard deviation over this, then exponentiated
+_STEPS = 8
+_LEAST_EXPONENT = -60.0  # keeps float32 sums from underflow
+
+
+def _prices(gains: Tensor) -> Tensor:
+    """Column prices from Sinkhorn's iteration (Cuturi 2013): nearly those of the assignment problem's dual."""
+    scale = gains.std().clamp_min(torch.finfo(gains.dtype).tiny) / _SHARPNESS
+    kernel = ((gains - gains.amax(1, keepdim=True)) / scale).clamp_min_(_LEAST_EXPONENT).exp_()
+    columns = torch.ones_like(kernel[0])
+    for _ in range(_STEPS):
+        columns = (kernel.T @ (kernel @ columns).reciprocal_()).reciprocal_()
+    return -scale * columns.log()
 
 
 def assign_all(gains: Iterable[Tensor], executor: ThreadPoolExecutor) -> Iterator[Tensor]:

@@ -8,6 +8,7 @@ permuted axes of a tensor, a parabola for ordinary layers.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -18,7 +19,7 @@ from torch import Tensor
 from c2m3_fl.matching.assignment import assign
 from c2m3_fl.matching.line_search import along_step, maximise_on_unit_interval
 from c2m3_fl.matching.matcher import Iteration, Matching
-from c2m3_fl.matching.problem import MatchingProblem, contract, inner, weighted_sum
+from c2m3_fl.matching.problem import MatchingProblem, contract, gather, inner, weighted_sum
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,14 @@ class BlockFrankWolfe:
 
     def match(self, problem: MatchingProblem) -> Matching:
         """Solve a matching problem from the identity."""
-        soft = _SoftClients(problem)
+        return self.ascend(problem, SoftClients(problem, problem.identity()))
+
+    def restart(self, problem: MatchingProblem, permutations: Sequence[Tensor], softness: float) -> Matching:
+        """Start from permutations (per group, shape ``(clients, size)``) mixed with the barycentre."""
+        return self.ascend(problem, SoftClients(problem, permutations, softness))
+
+    def ascend(self, problem: MatchingProblem, soft: SoftClients) -> Matching:
+        """Go on from soft maps, which are changed."""
         objective = soft.objective()
         iterations = [Iteration("block-frank-wolfe", objective)]
         with ThreadPoolExecutor() as executor:
@@ -54,25 +62,51 @@ class BlockFrankWolfe:
                 iterations.append(Iteration("block-frank-wolfe", objective, sum(steps) / len(steps)))
                 if objective - before <= self.tolerance * abs(objective):
                     break
-            hard = [torch.stack(list(executor.map(assign, matrices))) for matrices in soft.maps]
-        return Matching(hard, tuple(iterations))
+            return Matching(soft.rounded(executor), tuple(iterations))
 
 
-class _SoftClients:
+class SoftClients:
     """The clients under soft maps, and their weighted sum.
 
     ``tables[b][m]`` is block b of all clients, mapped along the axes whose bits are set in m: ``tables[b][0]`` is their
     own data, ``tables[b][-1]`` their images in the universe.
+
+    Parameters
+    ----------
+    problem
+        The clients.
+    permutations
+        Where to start, per group of shape ``(clients, size)``.
+    softness
+        Share of the barycentre, the doubly stochastic matrix of equal entries, in the maps at the start.
     """
 
-    def __init__(self, problem: MatchingProblem) -> None:
+    def __init__(self, problem: MatchingProblem, permutations: Sequence[Tensor], softness: float = 0.0) -> None:
         self.problem = problem
-        self.tables = [
-            [block.data, *(block.data.clone() for _ in range(1, 1 << block.order))] for block in problem.blocks
-        ]
-        self.maps = [torch.eye(size, dtype=problem.dtype).repeat(problem.clients, 1, 1) for size in problem.group_sizes]
+        self.tables: list[list[Tensor]] = []
+        for block in problem.blocks:
+            tables = [block.data] * (1 << block.order)
+            for axis in range(block.order):
+                for kept in range(len(tables)):
+                    if not kept >> axis & 1:
+                        image = gather(tables[kept], [axis], block.groups, permutations)
+                        if softness:
+                            image.lerp_(tables[kept].mean(axis + 1, keepdim=True).expand_as(image), softness)
+                        tables[kept | 1 << axis] = image
+            self.tables.append(tables)
+        self.maps = []
+        for orders, size in zip(permutations, problem.group_sizes, strict=True):
+            maps = torch.full((problem.clients, size, size), softness / size, dtype=problem.dtype)
+            maps.scatter_add_(
+                2, orders[..., None], torch.full_like(orders, 1.0 - softness, dtype=maps.dtype)[..., None]
+            )
+            self.maps.append(maps)
         self.sums: list[Tensor] = []
         self.refresh()
+
+    def rounded(self, executor: ThreadPoolExecutor) -> list[Tensor]:
+        """The permutations nearest to the soft maps, per group of shape ``(clients, size)``."""
+        return [torch.stack(list(executor.map(assign, maps))) for maps in self.maps]
 
     def refresh(self) -> None:
         """Sum the clients anew, which removes the rounding errors of the steps' updates."""

@@ -11,7 +11,7 @@ so the present place is the diagonal, and only the mapped clients and their sum 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -36,8 +36,8 @@ class CoordinateAscent:
 
     Notes
     -----
-    Git Re-Basin's permutation coordinate descent and MergeMany (C2M3, Algorithm 4) are the same moves in random order.
-    Ours has a fixed order, so the result is deterministic.
+    The moves are those of Git Re-Basin's weight matching and of MergeMany, in a fixed order and with each client's present
+    place known, so that what did not change is not visited again.
 
     Memory, in multiples of the clients' own size: 1, and 2 blocks of one client.
     """
@@ -51,10 +51,10 @@ class CoordinateAscent:
 
     def improve(self, problem: MatchingProblem, permutations: Sequence[Tensor]) -> Matching:
         """Ascend from given permutations (per group, shape ``(clients, size)``)."""
-        universe = _Universe(problem, permutations)
+        universe = Universe(problem, permutations, self.tolerance)
         iterations = [Iteration("coordinate-ascent", universe.objective())]
         for _ in range(self.max_sweeps):
-            moves = sum(universe.settle(client, self.tolerance) for client in range(problem.clients))
+            moves = sum(universe.settle(client) for client in range(problem.clients))
             universe.refresh()
             iterations.append(Iteration("coordinate-ascent", universe.objective()))
             if not moves:
@@ -62,11 +62,22 @@ class CoordinateAscent:
         return Matching(universe.permutations, tuple(iterations))
 
 
-class _Universe:
-    """The mapped clients and their weighted sum, kept up to date move by move."""
+class Universe:
+    """The mapped clients and their weighted sum, kept up to date move by move.
 
-    def __init__(self, problem: MatchingProblem, permutations: Sequence[Tensor]) -> None:
+    Parameters
+    ----------
+    problem
+        The clients.
+    permutations
+        Where they are, per group of shape ``(clients, size)``; copied.
+    tolerance
+        A move must gain more than this share of the scale of its assignment's entries.
+    """
+
+    def __init__(self, problem: MatchingProblem, permutations: Sequence[Tensor], tolerance: float) -> None:
         self.problem = problem
+        self.tolerance = tolerance
         self.permutations = [orders.clone() for orders in permutations]
         self.images = problem.mapped(self.permutations)
         self.sums: list[Tensor] = []
@@ -92,29 +103,29 @@ class _Universe:
         own = sum(w**2 * inner(x, x) for image in self.images for w, x in zip(weights, image, strict=True))
         return self.problem.constant + sum(inner(total, total) for total in self.sums) - own
 
-    def settle(self, client: int, tolerance: float) -> int:
-        """Visit each group of one client once; return the number of groups that moved."""
+    def settle(self, client: int, groups: Iterable[int] | None = None) -> int:
+        """Visit each group of one client once, in the given order; return the number of groups that moved."""
         others: dict[int, Tensor] = {}
         moves = 0
-        for group in range(len(self.blocks_of)):
+        for group in range(len(self.blocks_of)) if groups is None else groups:
             if self.seen.get((client, group)) == self._version(group):
                 continue
             for number in self.blocks_of[group]:
                 if number not in others:
                     weight = self.problem.weights[client]
                     others[number] = torch.sub(self.sums[number], self.images[number][client], alpha=weight)
-            moves += self._move(client, group, others, tolerance)
+            moves += self._move(client, group, others)
             self.seen[client, group] = self._version(group)
         return moves
 
     def _version(self, group: int) -> list[int]:
         return [self.versions[number] for number in self.blocks_of[group]]
 
-    def _move(self, client: int, group: int, others: dict[int, Tensor], tolerance: float) -> bool:
+    def _move(self, client: int, group: int, others: dict[int, Tensor]) -> bool:
         gains = self._gains(client, group, others).cpu()
         order = assign(gains)
         new, old = gains.gather(1, order[:, None]).double(), gains.diagonal().double()
-        threshold = tolerance * float(new.abs().sum())
+        threshold = self.tolerance * float(new.abs().sum())
         if float(new.sum() - old.sum()) <= threshold:
             return False
         index = order.to(self.problem.device)

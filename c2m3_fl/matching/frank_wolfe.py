@@ -7,7 +7,7 @@ that subset only; the full subset is X, and the subsets that leave out one axis 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import combinations_with_replacement
@@ -20,14 +20,19 @@ from c2m3_fl.matching.assignment import assign_all
 from c2m3_fl.matching.line_search import bernstein, maximise_on_unit_interval
 from c2m3_fl.matching.matcher import Iteration, Matching
 from c2m3_fl.matching.problem import Block, MatchingProblem, contract, gather, inner, weighted_sum
+from c2m3_fl.matching.starts import Start, apply_soft, start_maps
 
 
 @dataclass(frozen=True)
 class FrankWolfe:
-    """The paper's matcher: identity start, all layers and clients at once, exact line search, rounding at the end.
+    """The paper's matcher: all layers and clients at once, exact line search, rounding at the end.
 
     Parameters
     ----------
+    start
+        ``"identity"``, as in the paper's Algorithm 1; ``"barycentre"`` or ``"sinkhorn"``, as in its appendix B.2.
+    seed
+        Of the ``"sinkhorn"`` start.
     max_iterations
         Upper bound on the number of steps.
     tolerance
@@ -45,12 +50,14 @@ class FrankWolfe:
     search's two and one temporary block).
     """
 
+    start: Start = "identity"
+    seed: int = 0
     max_iterations: int = 200
     tolerance: float = 1e-7
     patience: int = 5
 
     def match(self, problem: MatchingProblem) -> Matching:
-        """Solve a matching problem from the identity."""
+        """Solve a matching problem."""
         with ThreadPoolExecutor() as executor:
             soft, iterations = self.ascend(problem, executor)
             hard = list(assign_all(soft, executor))
@@ -59,8 +66,12 @@ class FrankWolfe:
     def ascend(
         self, problem: MatchingProblem, executor: ThreadPoolExecutor
     ) -> tuple[list[Tensor], tuple[Iteration, ...]]:
-        maps = _SoftMaps(problem)
+        """The soft maps before they are rounded, per group of shape ``(clients, size, size)``, and the iterations."""
+        maps = _SoftMaps(start_maps(problem, self.start, self.seed))
         states = [SoftBlock(block, problem.weights) for block in problem.blocks]
+        if self.start != "identity":
+            for state in states:
+                state.set_maps(maps.matrices)
         iterations: list[Iteration] = []
         small_gains = 0
         while len(iterations) <= self.max_iterations and small_gains < self.patience:
@@ -82,10 +93,8 @@ class FrankWolfe:
 class _SoftMaps:
     """The soft permutations themselves, which only the last rounding needs: per group ``(clients, size, size)``."""
 
-    def __init__(self, problem: MatchingProblem) -> None:
-        self.matrices = [
-            torch.eye(size, dtype=problem.dtype).repeat(problem.clients, 1, 1) for size in problem.group_sizes
-        ]
+    def __init__(self, matrices: list[Tensor]) -> None:
+        self.matrices = matrices
 
     def move(self, vertices: list[Tensor], step: float) -> None:
         for matrices, orders in zip(self.matrices, vertices, strict=True):
@@ -107,6 +116,13 @@ class SoftBlock:
         self.full = (1 << block.order) - 1
         self.subsets = [block.data] * (self.full + 1)
         self.parts: list[Tensor] = []
+
+    def set_maps(self, maps: Sequence[Tensor]) -> None:
+        """Map the block by soft maps, per group of shape ``(clients, size, size)``."""
+        for axis, group in enumerate(self.block.groups):
+            for kept in range(len(self.subsets)):
+                if not kept >> axis & 1:
+                    self.subsets[kept | 1 << axis] = apply_soft(self.subsets[kept], maps[group], axis)
 
     def gradient(self, group: int, weight_tensor: Tensor) -> Tensor:
         """The share of this block in the gradient by each client's map of a group, up to the positive factor 2 w_p."""
@@ -170,6 +186,7 @@ class SoftBlock:
 
 
 def gradients(problem: MatchingProblem, states: list[SoftBlock]) -> Iterator[Tensor]:
+    """Per group, the gradient by each client's map, up to the positive factor 2 w_p: shape ``(clients, size, size)``."""
     for group in range(len(problem.group_sizes)):
         shares = [
             state.gradient(group, problem.weight_tensor(state.block.order))
