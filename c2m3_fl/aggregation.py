@@ -13,11 +13,13 @@ from c2m3_fl.alignment import Alignment, align
 from c2m3_fl.averaging import average
 from c2m3_fl.device import resolve_device
 from c2m3_fl.guard import CalibrationSet, Candidate, IdentityFirst, best, score, target
+from c2m3_fl.hierarchy import MappedClients, align_in_groups
 from c2m3_fl.matching import Matcher, resolve_matcher
 from c2m3_fl.repair.calibration import Calibration
 from c2m3_fl.repair.network import Architecture
 from c2m3_fl.repair.sequential import Method
 from c2m3_fl.repair.sequential import repair as repair_network
+from c2m3_fl.robust import AVERAGES, Robust, capped, dissenters, outliers
 from c2m3_fl.symmetry import PermutationSpec, SpecError
 from c2m3_fl.validation import check_clients
 
@@ -75,6 +77,8 @@ def aggregate(
     calibration: Calibration | CalibrationSet | None = None,
     repair: Method | None = "repair",
     guard: bool = True,
+    robust: Robust | None = None,
+    group_size: int | None = None,
     device: str | torch.device = "auto",
 ) -> Aggregation:
     """Merge clients' networks: align, average in the universe, repair.
@@ -101,6 +105,12 @@ def aggregate(
         Whether to score the plain average, the average in the universe and their repaired versions on the calibration
         set, and to return the best (see `c2m3_fl.guard`); without a calibration set the objective decides between the
         two averages. It also skips the matching where the identity is proved optimal.
+    robust
+        ``"exclude"`` caps extreme weights, leaves out clients whose aligned distance to the others is an outlier or that
+        contradict the others on the calibration set (see `c2m3_fl.robust`), and aligns the rest again; ``"median"`` and
+        ``"trimmed-mean"`` besides average entry by entry (see `c2m3_fl.average`); None trusts every client.
+    group_size
+        Most clients to align at once, to bound memory (see `c2m3_fl.align_in_groups`); None for no bound.
     device
         ``"auto"`` (CUDA where present) or a torch device.
 
@@ -122,19 +132,26 @@ def aggregate(
     found = spec if spec is not None else trace(module, data)
     solver, place = resolve_matcher(matcher), resolve_device(device)
     checked = check_clients(state_dicts, weights)
+    if robust is not None:
+        checked = capped(checked)
     clock = time.perf_counter()
-    wanted = target(module, state_dicts, data, weights=checked, device=place) if guard and data is not None else None
+    judged = guard and data is not None
+    wanted = target(module, state_dicts, data, weights=checked, device=place) if judged and data is not None else None
     guard_seconds = time.perf_counter() - clock
 
     excluded = {} if wanted is None else dict.fromkeys(sorted(wanted.broken), _NOT_FINITE)
-    kept = [position for position in range(len(state_dicts)) if position not in excluded]
-    clients, shares = [state_dicts[position] for position in kept], [checked[position] for position in kept]
-    alignment = align(clients, found, weights=shares, matcher=IdentityFirst(solver) if guard else solver, device=place)
-    universe = alignment.apply(clients)
-    averaged = average(universe, shares)
+    if wanted is not None and robust is not None:
+        excluded |= dissenters(wanted.votes)
+    aligner = _Aligner(found, IdentityFirst(solver) if guard else solver, place, group_size)
+    aligned = aligner.settle(state_dicts, checked, excluded, exclude=robust is not None)
+    clients, shares, alignment, universe = aligned.clients, aligned.weights, aligned.alignment, aligned.universe
+    if wanted is not None and data is not None and len(aligned.excluded) > len(wanted.broken):
+        wanted = target(module, clients, data, weights=shares, device=place)
+    method = AVERAGES[robust]
+    averaged = average(universe, shares, method=method)
     candidates = [_Merged("aligned" if alignment.moved else "average", averaged, universe)]
     if guard and alignment.moved and (wanted is not None or alignment.objective < alignment.objective_before):
-        candidates.insert(0, _Merged("average", average(clients, shares), clients))
+        candidates.insert(0, _Merged("average", average(clients, shares, method=method), clients))
     repair_seconds = 0.0
     if repair is not None and data is not None:
         clock = time.perf_counter()
@@ -156,10 +173,66 @@ def aggregate(
         alignment=alignment,
         chosen=candidates[chosen].name,
         scores={each.name: loss for each, loss in zip(candidates, scores, strict=False)},
-        excluded=excluded,
+        excluded=aligned.excluded,
         repair_seconds=repair_seconds,
         guard_seconds=guard_seconds,
     )
+
+
+@dataclass(frozen=True)
+class _Aligned:
+    """The clients that are merged."""
+
+    clients: Sequence[Mapping[str, Tensor]]
+    weights: list[float]
+    alignment: Alignment
+    universe: Sequence[Mapping[str, Tensor]]
+    excluded: dict[int, str]
+
+
+@dataclass(frozen=True)
+class _Aligner:
+    """How clients are aligned, all at once or in groups."""
+
+    spec: PermutationSpec
+    matcher: Matcher
+    device: torch.device
+    group_size: int | None
+
+    def settle(
+        self,
+        state_dicts: Sequence[Mapping[str, Tensor]],
+        weights: Sequence[float],
+        excluded: Mapping[int, str],
+        *,
+        exclude: bool,
+    ) -> _Aligned:
+        """Align all but those excluded, again and again while there are outliers to exclude."""
+        excluded = dict(excluded)
+        while True:
+            kept = [position for position in range(len(state_dicts)) if position not in excluded]
+            clients, shares = [state_dicts[position] for position in kept], [weights[position] for position in kept]
+            alignment, universe = self._align(clients, shares)
+            found = outliers(universe) if exclude else {}
+            if not found or 2 * (len(kept) - len(found)) <= len(state_dicts):
+                return _Aligned(clients, shares, alignment, universe, excluded)
+            excluded |= {kept[position]: reason for position, reason in found.items()}
+
+    def _align(
+        self, clients: Sequence[Mapping[str, Tensor]], weights: Sequence[float]
+    ) -> tuple[Alignment, Sequence[Mapping[str, Tensor]]]:
+        if self.group_size is None:
+            alignment = align(clients, self.spec, weights=weights, matcher=self.matcher, device=self.device)
+            return alignment, alignment.apply(clients)
+        alignment = align_in_groups(
+            clients,
+            self.spec,
+            group_size=self.group_size,
+            weights=weights,
+            matcher=self.matcher,
+            device=self.device,
+        )
+        return alignment, MappedClients(alignment, clients)
 
 
 @dataclass(frozen=True)

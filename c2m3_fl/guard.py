@@ -95,11 +95,15 @@ class Target:
         Per batch classes, LongTensor of shape ``(examples,)``, or outputs.
     broken
         Clients, by position, whose outputs are not finite.
+    votes
+        The class that each client predicts for each example, LongTensor of shape ``(clients, examples)``; -1 where a
+        client is broken, or the outputs are no class scores.
     """
 
     inputs: list[Tensor]
     wanted: list[Tensor]
-    broken: frozenset[int] = frozenset()
+    broken: frozenset[int]
+    votes: Tensor
 
 
 def target(
@@ -132,22 +136,28 @@ def target(
     """
     total: list[Tensor] = []
     broken = set()
+    votes = torch.full((len(clients), len(calibration)), -1)
     with private_network(module, device) as network:
         for position, (client, weight) in enumerate(zip(clients, weights, strict=True)):
             outputs = _outputs(network, client, calibration.inputs)
             if not all(bool(torch.isfinite(output).all()) for output in outputs):
                 broken.add(position)
-            elif weight > 0:
+                continue
+            if all(_are_class_scores(output) for output in outputs):
+                votes[position] = torch.cat([output.argmax(1) for output in outputs])
+            if weight > 0:
                 shares = [weight * (output.softmax(1) if _are_class_scores(output) else output) for output in outputs]
                 total = [a + b for a, b in zip(total, shares, strict=True)] if total else shares
     if not total:
         raise RepairError("no client's outputs are finite on the calibration set")
     if calibration.labels is not None:
         _check_labels(calibration.labels, total)
-        return Target(calibration.inputs, [labels.to(device) for labels in calibration.labels], frozenset(broken))
+        return Target(
+            calibration.inputs, [labels.to(device) for labels in calibration.labels], frozenset(broken), votes
+        )
     counted = sum(weight for position, weight in enumerate(weights) if position not in broken)
     wanted = [output.argmax(1) if _are_class_scores(output) else output / counted for output in total]
-    return Target(calibration.inputs, wanted, frozenset(broken))
+    return Target(calibration.inputs, wanted, frozenset(broken), votes)
 
 
 def score(

@@ -27,6 +27,7 @@ from c2m3_fl.repair.calibration import Calibration
 from c2m3_fl.repair.network import Architecture
 from c2m3_fl.repair.sequential import Method
 from c2m3_fl.replies import CLIENT_ID_KEY, Reply, is_weight, leave_out, read_replies
+from c2m3_fl.robust import Robust
 from c2m3_fl.symmetry import PermutationSpec
 from c2m3_fl.validation import defect
 
@@ -68,6 +69,12 @@ class C2M3(FedAvg):
     guard : bool (default: True)
         Whether to return the best of the plain and the aligned average, repaired or not, and to skip the matching where
         the identity is proved optimal (see `c2m3_fl.aggregate`).
+    robust : {"exclude", "median", "trimmed-mean"}, optional
+        Protection against malicious clients: leave out those whose aligned distance to the others is an outlier or that
+        contradict them on the calibration set; the latter two besides average entry by entry in the universe (see
+        `c2m3_fl.aggregate`). None trusts every client that can be merged.
+    group_size : int, optional
+        Most clients to align at once, which bounds the matching's memory (see `c2m3_fl.hierarchy`); None for no bound.
     checkpoint : str or Path, optional
         File in which each whole round is written down; see `resume`.
     device : str or torch.device (default: "auto")
@@ -113,6 +120,8 @@ class C2M3(FedAvg):
         exchanges: int = 1,
         exchange_timeout: float | None = None,
         guard: bool = True,
+        robust: Robust | None = None,
+        group_size: int | None = None,
         checkpoint: str | Path | None = None,
         device: str | torch.device = "auto",
         fraction_train: float = 1.0,
@@ -138,7 +147,7 @@ class C2M3(FedAvg):
             train_metrics_aggr_fn=train_metrics_aggr_fn,
             evaluate_metrics_aggr_fn=evaluate_metrics_aggr_fn,
         )
-        _check_options(repair, moments_from, exchanges)
+        _check_options(repair, moments_from, exchanges, robust, group_size)
         self.module = module if isinstance(module, nn.Module) else module()
         self.calibration = None if calibration is None else CalibrationSet.read(calibration)
         self.spec = spec if spec is not None else trace(self.module, self.calibration)
@@ -150,6 +159,8 @@ class C2M3(FedAvg):
         self.exchange_timeout = exchange_timeout
         self.repair: Method | None = repair if self._clients_measure or self.calibration is not None else None
         self.guard = guard
+        self.robust = robust
+        self.group_size = group_size
         self.checkpoint = None if checkpoint is None else Path(checkpoint)
         self.device = resolve_device(device)
         self._grid: Grid | None = None
@@ -217,6 +228,8 @@ class C2M3(FedAvg):
         log(INFO, "\t│\t├── Permutation groups: %d (%d neurons)", len(self.spec.groups), sum(self.spec.groups.values()))
         log(INFO, "\t│\t├── Matcher: %s on %s", self.matcher, self.device)
         log(INFO, "\t│\t├── Guard: %s", "on" if self.guard else "off")
+        log(INFO, "\t│\t├── Robust: %s", self.robust or "no")
+        log(INFO, "\t│\t├── Clients aligned at once: %s", self.group_size or "all")
         log(INFO, "\t│\t├── Checkpoint: %s", self.checkpoint or "none")
         log(INFO, "\t│\t└── Repair: %s", self._repair_summary())
         super().summary()
@@ -304,6 +317,8 @@ class C2M3(FedAvg):
             calibration=self.calibration,
             repair=None if self._clients_measure else self.repair,
             guard=self.guard,
+            robust=self.robust,
+            group_size=self.group_size,
             device=self.device,
         )
 
@@ -397,13 +412,19 @@ def _forms(record: MetricRecord) -> dict[str, int | None]:
     return {key: len(value) if isinstance(value, list) else None for key, value in record.items()}
 
 
-def _check_options(repair: Method | None, moments_from: MomentsFrom, exchanges: int) -> None:
+def _check_options(
+    repair: Method | None, moments_from: MomentsFrom, exchanges: int, robust: Robust | None, group_size: int | None
+) -> None:
     if repair not in (None, *get_args(Method)):
         raise ValueError(f"there is no repair {repair!r}; choose one of {', '.join(get_args(Method))} or None")
     if moments_from not in get_args(MomentsFrom):
         raise ValueError(f"moments cannot come from {moments_from!r}; choose one of {', '.join(get_args(MomentsFrom))}")
     if moments_from == "clients" and repair == "recalibrate":
         raise ValueError('repair="recalibrate" needs data on the server; with moments_from="clients" use "repair"')
+    if robust not in (None, *get_args(Robust)):
+        raise ValueError(f"there is no robust mode {robust!r}; choose one of {', '.join(get_args(Robust))} or None")
+    if group_size is not None and group_size < 2:
+        raise ValueError(f"group_size is {group_size}; a group has at least 2 clients")
     if exchanges < 1:
         raise ValueError(f"exchanges is {exchanges}; a repair by the clients takes at least 1")
 

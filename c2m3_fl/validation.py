@@ -52,8 +52,9 @@ def check_clients(state_dicts: Sequence[Mapping[str, Tensor]], weights: Sequence
     """
     if not state_dicts:
         raise ClientError("there are no clients to merge")
+    first = state_dicts[0]
     for position, state_dict in enumerate(state_dicts):
-        if reason := defect(state_dict, state_dicts[0]):
+        if reason := defect(state_dict, first):
             raise ClientError(f"client {position} cannot be merged: {reason}")
     if weights is None:
         return (1.0,) * len(state_dicts)
