@@ -14,6 +14,7 @@ from simulations.paper.experiments import (
     reference,
     seed_variance,
     similarity,
+    starts,
     subsets,
     width,
 )
@@ -25,6 +26,7 @@ EXPERIMENTS: tuple[Experiment, ...] = (
     cycle_consistency.EXPERIMENT,
     pairwise_barriers.EXPERIMENT,
     seed_variance.EXPERIMENT,
+    starts.EXPERIMENT,
     width.EXPERIMENT,
     reference.EXPERIMENT,
     connectivity.EXPERIMENT,

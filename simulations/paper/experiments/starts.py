@@ -23,9 +23,9 @@ def measure(laboratory: Laboratory, ledger: Ledger) -> None:
     scale = laboratory.scale
     for network in laboratory.chosen(_NETWORKS):
         config = scale.networks[network]
-        trials = [("identity", 0), ("barycentre", 0), *(("sinkhorn", seed) for seed in range(scale.matching_seeds))]
-        for start, seed in trials:
-            matcher = FrankWolfe(start=start, seed=seed)
+        matchers = [FrankWolfe(start="identity"), FrankWolfe(start="barycentre")]
+        matchers += [FrankWolfe(start="sinkhorn", seed=seed) for seed in range(scale.matching_seeds)]
+        for matcher in matchers:
 
             def values(network: str = network, matcher: FrankWolfe = matcher) -> dict[str, object]:
                 config = scale.networks[network]
@@ -39,7 +39,7 @@ def measure(laboratory: Laboratory, ledger: Ledger) -> None:
                 return {"objective": merge.alignment.objective, "barriers": barriers}
 
             ledger.measure(
-                {"network": network, "start": start, "seed": seed},
+                {"network": network, "start": matcher.start, "seed": matcher.seed},
                 laboratory.depends(config, range(_MODELS), matcher=identify(matcher), points=scale.curve_points),
                 values,
             )
