@@ -35,7 +35,7 @@ class SimulationSettings(ClientSettings):
     fraction_train: float = option(1.0, above=0, most=1)
     fraction_evaluate: float = option(1.0, least=0, most=1)
     matcher: str = option("default", choices=("default", "frank-wolfe", "identity"))
-    repair: str = option("repair-pooled", choices=("repair-pooled", "repair", "recalibrate"))
+    repair: str = option("repair", choices=("repair", "repair-pooled", "recalibrate"))
     guard: bool = True
     proximal_mu: float = option(0.1, above=0)
     server_learning_rate: float = option(0.0, least=0)

@@ -32,7 +32,7 @@ _VERSION = 1
 
 
 class LostRoundError(RuntimeError):
-    """A strategy could not aggregate: its figures would be those of the network before."""
+    """A strategy could not aggregate in any round: its figures would be those of the network before."""
 
 
 def _was_lost(record: RoundRecord) -> bool:
@@ -111,12 +111,13 @@ class Benchmark:
         grid = MeteredGrid(clients, settings.num_clients, settings.run_config())
         rounds = run(grid, settings).rounds
         lost = [each.round for each in rounds[1:] if settings.strategy.startswith("c2m3") and _was_lost(each)]
-        if lost:
+        if len(lost) == len(rounds) - 1:
             raise LostRoundError(f"Rounds {lost} of {settings.strategy} were lost; Flower's log says why.")
         return {
             "final": rounds[-1].server["accuracy"],
             "accuracy": [each.server["accuracy"] for each in rounds],
             "loss": [each.server["loss"] for each in rounds],
+            "lost": lost,
             "train": [dict(each.train) for each in rounds],
             **{name: [vars(each)[name] for each in grid.rounds] for name in asdict(grid.rounds[0])},
         }

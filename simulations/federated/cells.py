@@ -12,7 +12,7 @@ _IN_ONE_ROUND = ("fedavg", "fedmedian", "fedavg-repair", "c2m3-align", "c2m3-rep
 _IN_MANY_ROUNDS = (
     "fedavg",
     "c2m3",
-    "c2m3-repair",
+    "c2m3-pooled",
     "fedavg-repair",
     "c2m3-align",
     "fedprox",
@@ -20,7 +20,7 @@ _IN_MANY_ROUNDS = (
     "fedadam",
     "fedmedian",
 )
-_BRIEFLY = ("fedavg", "c2m3", "c2m3-repair", "fedavg-repair", "fedprox", "fedadam")
+_BRIEFLY = ("fedavg", "c2m3", "fedavg-repair", "fedprox", "fedadam")
 
 
 @dataclass(frozen=True)
@@ -66,14 +66,15 @@ _PARTITIONS: dict[str, dict[str, Any]] = {
 def _one_shot(
     base: SimulationSettings, seeds: tuple[int, ...], clients: tuple[int, ...], target: float
 ) -> Iterator[Cell]:
-    """One round, every client from its own random network."""
+    """One round, every client from its own random network, repaired as is best for a single round."""
+    base = replace(base, initialisation="per-client", num_server_rounds=1, repair="repair-pooled")
     for num_clients in clients:
         for partition in ("iid", "dirichlet-0.3"):
             yield Cell(
                 name=f"one-shot-{base.dataset}-{base.model}-{partition}-n{num_clients}",
                 group="one-shot",
                 num_clients=num_clients,
-                settings=replace(base, initialisation="per-client", num_server_rounds=1, **_PARTITIONS[partition]),
+                settings=replace(base, **_PARTITIONS[partition]),
                 methods=_IN_ONE_ROUND,
                 seeds=seeds,
                 target=target,

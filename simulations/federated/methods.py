@@ -32,6 +32,7 @@ METHODS: dict[str, Method] = {
     "c2m3-align": Method("C2M3, no REPAIR", "#7fb2dd", {"strategy": "c2m3-align", "guard": False}),
     "c2m3-repair": Method("C2M3 + REPAIR", "#5b9bd5", {"strategy": "c2m3", "guard": False}),
     "c2m3": Method("C2M3 + REPAIR, guard", "#0b3d78", {"strategy": "c2m3"}),
+    "c2m3-pooled": Method("C2M3 + pooled REPAIR, guard", "#c77cba", {"strategy": "c2m3", "repair": "repair-pooled"}),
     "fedprox": Method("FedProx", "#3a9a6e", {"strategy": "fedprox"}),
     "fedavgm": Method("FedAvgM", "#8a5fbf", {"strategy": "fedavgm", "server_momentum": 0.5}),
     "fedadam": Method("FedAdam", "#b07aa1", {"strategy": "fedadam"}),
