@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from logging import ERROR, INFO, WARNING
 from pathlib import Path
-from typing import Literal, cast, get_args
+from typing import Literal, NoReturn, cast, get_args
 
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
@@ -33,6 +33,8 @@ from c2m3_fl.validation import defect
 
 MetricsAggregation = Callable[[list[RecordDict], str], MetricRecord]
 MomentsFrom = Literal["server", "clients"]
+
+_CLIPPING_KEY = "clipping_norm"  # by which Flower's strategy for client-side clipping speaks to its mods
 
 
 class C2M3(FedAvg):
@@ -222,6 +224,19 @@ class C2M3(FedAvg):
         log(INFO, "Resumed after round %d from %s", saved.round, self.checkpoint)
         return arrays, saved.round
 
+    def initialize_parameters(self, *_: object, **__: object) -> NoReturn:
+        """Refuse Flower's legacy workflows, which begin here and are the way to its secure aggregation.
+
+        Raises
+        ------
+        TypeError
+            Always.
+        """
+        raise TypeError(
+            "C2M3 needs flwr.serverapp.ServerApp with an @app.main() function. Legacy workflows do not run it, and secure "
+            "aggregation (SecAgg, SecAgg+) cannot: it hides the single networks, which have to be matched"
+        )
+
     def summary(self) -> None:
         """Log summary configuration of the strategy."""
         log(INFO, "\t├──> C2M3 settings:")
@@ -252,6 +267,11 @@ class C2M3(FedAvg):
         self._resumed = True
         self._grid, self._broadcast = grid, arrays
         if self._clients_measure and self.repair is not None:
+            if _CLIPPING_KEY in config:
+                raise ValueError(
+                    'moments_from="clients" does not go with client-side clipping: moments would leave the clients without '
+                    "noise, and Flower's mods take replies with one ArrayRecord only; repair on the server, or not at all"
+                )
             request_moments(config)
         messages = list(super().configure_train(self._rounds_before + server_round, arrays, config, grid))
         self._asked = len(messages)
