@@ -1,0 +1,208 @@
+"""Matchers side by side on trained networks: objective, merged accuracy, CPU time, memory.
+
+Run ``python -m benchmarks.matching --data FOLDER``, on Linux: results go to ``docs/results/matching.json``, beside those that
+are there, and figures to ``docs/figures/matching-*.png``. The objective is the sum over pairs p < q of the mapped
+networks' inner products, all parameters included.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import platform
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy
+import scipy
+import torch
+
+from benchmarks.endpoints import Family
+from benchmarks.limit import measured_limit
+from benchmarks.pair_sum import frank_wolfe
+from c2m3_fl.averaging import average
+from c2m3_fl.matching import (
+    CoordinateAscent,
+    FrankWolfe,
+    GitReBasin,
+    Identity,
+    Matcher,
+    MatchingProblem,
+    MergeMany,
+    PairwiseFrankWolfe,
+    UniverseMatcher,
+)
+from c2m3_fl.matching.problem import as_client_maps
+
+DOCS = Path(__file__).parents[1] / "docs"
+PAIR_SUM = "pair-sum"
+PAIR_SUM_ITERATIONS = 2
+MATCHERS: dict[str, Callable[[], Matcher]] = {
+    "identity": Identity,
+    "default": UniverseMatcher,
+    "effort-0": lambda: UniverseMatcher(effort=0),
+    "effort-2": lambda: UniverseMatcher(effort=2),
+    "effort-8": lambda: UniverseMatcher(effort=8),
+    "coordinate-ascent": CoordinateAscent,
+    "merge-many": MergeMany,
+    "git-re-basin": GitReBasin,
+    "pairwise-frank-wolfe": PairwiseFrankWolfe,
+    "frank-wolfe": FrankWolfe,
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One matcher on the first endpoints of one family.
+
+    Attributes
+    ----------
+    family, clients, matcher
+        The case.
+    objective
+        Sum over p < q.
+    accuracy
+        Of the average in the universe on test images, without repair.
+    cpu_seconds
+        Of the matching.
+    iterations
+        Entries of the matcher's history, less its start.
+    memory
+        Peak of the process's resident memory while matching less what it was before, in multiples of the clients' size.
+    limit_seconds
+        Bare cost of the products and assignments; None where it was not measured.
+    """
+
+    family: str
+    clients: int
+    matcher: str
+    objective: float
+    accuracy: float
+    cpu_seconds: float
+    iterations: int
+    memory: float
+    limit_seconds: float | None
+
+
+def measure(family: Family, clients: int, matcher: str, with_limit: bool) -> Row:
+    """Run one case; the clock is this process's CPU time, of all its threads together."""
+    endpoints, spec = family.endpoints(clients), family.spec()
+    if matcher == PAIR_SUM:
+        return _measure_pair_sum(family, clients)
+    problem = MatchingProblem.build(endpoints, spec, [1.0] * clients, torch.device("cpu"))
+    resident = _reset_peak_memory()
+    started = time.process_time()
+    matching = MATCHERS[matcher]().match(problem)
+    seconds, growth = time.process_time() - started, _memory("VmHWM") - resident
+    maps = as_client_maps(problem.group_names, matching.permutations, clients)
+    merged = average([spec.apply(client, own) for client, own in zip(endpoints, maps, strict=True)])
+    limit_seconds = None
+    if with_limit:
+        with measured_limit() as limit:
+            MATCHERS[matcher]().match(problem)
+        limit_seconds = limit.seconds
+    return Row(
+        family=family.name,
+        clients=clients,
+        matcher=matcher,
+        objective=problem.objective(matching.permutations) / 2,
+        accuracy=family.accuracy(merged),
+        cpu_seconds=seconds,
+        iterations=len(matching.iterations) - 1,
+        memory=growth / sum(block.data.nbytes for block in problem.blocks),
+        limit_seconds=limit_seconds,
+    )
+
+
+def _measure_pair_sum(family: Family, clients: int) -> Row:
+    """The straightforward implementation for a few iterations; the objective is the last one's, soft."""
+    endpoints, spec = family.endpoints(clients), family.spec()
+    started = time.process_time()
+    result = frank_wolfe(endpoints, spec, max_iterations=PAIR_SUM_ITERATIONS)
+    seconds = time.process_time() - started
+    return Row(
+        family.name, clients, PAIR_SUM, result.objectives[-1], 0.0, seconds, len(result.objectives) - 1, 0.0, None
+    )
+
+
+def _reset_peak_memory() -> int:
+    """Forget the process's peak of resident memory; return what is resident now, in bytes."""
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")
+    return _memory("VmRSS")
+
+
+def _memory(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
+
+
+def environment() -> dict[str, str]:
+    """What the figures were measured on."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+    versions = {"torch": torch.__version__, "scipy": scipy.__version__, "numpy": numpy.__version__}
+    return {"processor": model, "threads": "1", "python": platform.python_version(), **versions}
+
+
+def draw(rows: Sequence[Row], folder: Path) -> None:
+    """Per family: objective relative to the default's, and CPU time, against the number of clients."""
+    import matplotlib as mpl  # noqa: PLC0415 - drawing is the last step, and slow to import in every process
+
+    mpl.use("Agg")
+    from matplotlib import pyplot  # noqa: PLC0415
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for family in dict.fromkeys(row.family for row in rows):
+        own = [row for row in rows if row.family == family and row.matcher not in ("identity", PAIR_SUM)]
+        best = {row.clients: row.objective for row in own if row.matcher == "default"}
+        figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
+        for matcher in dict.fromkeys(row.matcher for row in own):
+            line = sorted((row for row in own if row.matcher == matcher), key=lambda row: row.clients)
+            clients = [row.clients for row in line]
+            if matcher not in ("git-re-basin", "pairwise-frank-wolfe") and all(n in best for n in clients):
+                left.plot(clients, [row.objective / best[row.clients] for row in line], marker="o", label=matcher)
+            right.plot(clients, [row.cpu_seconds for row in line], marker="o", label=matcher)
+        left.set(xlabel="clients", ylabel="objective / default's", title=family)
+        right.set(xlabel="clients", ylabel="CPU seconds, one thread", yscale="log")
+        right.legend(fontsize=8)
+        figure.savefig(folder / f"matching-{family}.png", dpi=120)
+        pyplot.close(figure)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, show progress, write the JSON and the figures."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, required=True, help="folder of MNIST and cifar10.npz")
+    parser.add_argument("--cache", type=Path, default=Path("endpoints"), help="folder of the trained networks")
+    parser.add_argument("--families", nargs="+", default=["mlp512", "resnet1"])
+    parser.add_argument("--clients", nargs="+", type=int, default=[2, 3, 5])
+    parser.add_argument("--matchers", nargs="+", default=[*MATCHERS, PAIR_SUM], choices=[*MATCHERS, PAIR_SUM])
+    parser.add_argument("--limit", action="store_true", help="also time the bare products and assignments")
+    parser.add_argument("--output", type=Path, default=DOCS / "results" / "matching.json")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    rows: dict[tuple[str, int, str], Row] = {}
+    if options.output.exists():  # cases measured before are kept
+        rows = {
+            (r["family"], r["clients"], r["matcher"]): Row(**r) for r in json.loads(options.output.read_text())["rows"]
+        }
+    for name in options.families:
+        family = Family(name, options.data, options.cache)
+        family.endpoints(max(options.clients))
+        for clients in options.clients:
+            for matcher in options.matchers:
+                row = measure(family, clients, matcher, options.limit)
+                rows[name, clients, matcher] = row
+                print(json.dumps(asdict(row)), flush=True)
+                result = {"environment": environment(), "rows": [asdict(rows[key]) for key in sorted(rows)]}
+                options.output.parent.mkdir(parents=True, exist_ok=True)
+                options.output.write_text(json.dumps(result, indent=1) + "\n")
+    draw(list(rows.values()), DOCS / "figures")
+
+
+if __name__ == "__main__":
+    main()
