@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from c2m3_fl.aggregation import Aggregation, aggregate
 from c2m3_fl.alignment import Alignment, align
 from c2m3_fl.averaging import average
+from c2m3_fl.hierarchy import align_in_groups
 from c2m3_fl.repair import RepairError, repair
 from c2m3_fl.symmetry import PermutationSpec, SpecError
 from c2m3_fl.validation import ClientError
@@ -26,6 +27,7 @@ __all__ = [
     "SpecError",
     "aggregate",
     "align",
+    "align_in_groups",
     "average",
     "repair",
 ]

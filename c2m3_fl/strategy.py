@@ -101,8 +101,8 @@ class C2M3(FedAvg):
     identity and as found), ``c2m3-moved`` (fraction of neurons mapped elsewhere), ``c2m3-iterations``,
     ``c2m3-matching-seconds``, ``c2m3-repair-seconds``, ``c2m3-guard-seconds``, ``c2m3-chosen`` (the global model's
     position in `c2m3_fl.guard.CANDIDATES`: 0 is FedAvg's average, 3 the repaired average in the universe),
-    ``c2m3-score-...`` (each candidate's loss, where the guard scored it), ``c2m3-clients``, ``c2m3-left-out`` (replies)
-    and ``c2m3-silent`` (clients that were asked and did not reply).
+    ``c2m3-score-...`` (each candidate's loss, where the guard scored it), ``c2m3-clients``, ``c2m3-left-out`` (replies),
+    ``c2m3-silent`` (clients that were asked and did not reply) and, where they measure, ``c2m3-measuring-clients``.
 
     ``train_metrics`` and ``evaluate_metrics`` hold the aggregated metrics by round, those before a resume included.
 
