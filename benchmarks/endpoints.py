@@ -8,8 +8,8 @@ gradients clipped to norm 1. Endpoint i starts from seed 1000 + i.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 import torch
@@ -55,7 +55,7 @@ class Family:
             return MLP(784, (int(self.name.removeprefix("mlp")),) * 3, 10)
         raise ValueError(f"there is no family {self.name!r}; use mlpW or resnetW with a width W")
 
-    @cache  # noqa: B019 - families are few and live as long as the process
+    @functools.cache  # noqa: B019 - families are few and live as long as the process
     def spec(self) -> PermutationSpec:
         """The permutation groups, traced."""
         shape = (2, 3, 32, 32) if self.image else (2, 1, 28, 28)
@@ -80,7 +80,7 @@ class Family:
             predicted = torch.cat([network(batch).argmax(1) for batch in batches])
         return float((predicted == test.labels[:examples]).float().mean())
 
-    @cache  # noqa: B019
+    @functools.cache  # noqa: B019
     def _load(self) -> ImageData:
         return load_data(self._data(), self.data_root)
 

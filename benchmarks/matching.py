@@ -1,7 +1,7 @@
 """Matchers side by side on trained networks: objective, merged accuracy, CPU time, memory.
 
-Run ``python -m benchmarks.matching --data FOLDER``, on Linux: results go to ``docs/results/matching.json``, beside those that
-are there, and figures to ``docs/figures/matching-*.png``. The objective is the sum over pairs p < q of the mapped
+Run ``python -m benchmarks.matching --data FOLDER``, on Linux: results go to ``docs/results/matching.json``, beside
+those that are there, and figures to ``docs/figures/matching-*.png``. The objective is the sum over pairs p < q of the mapped
 networks' inner products, all parameters included.
 """
 
