@@ -29,6 +29,7 @@ from clients.data import load_data
 from clients.training import choose_device, derive_seed
 from simulations.central import global_model
 from simulations.federated.metering import MeteredGrid
+from simulations.pages import replace_block
 from simulations.paper.drawing import grid, label, save
 from simulations.paper.endpoints import hardware
 from simulations.paper.ledger import Ledger, Record
@@ -188,8 +189,10 @@ def draw(records: Sequence[Record], path: Path) -> None:
                         color=_COLOURS[strategy],
                         label=f"{name}, {_STARTS[start]}",
                     )
+            panel.margins(y=0.25)
             label(panel, "", x_label, y_label, xscale="log", yscale="log")
-    axes[0].legend(fontsize=7)
+            panel.minorticks_off()
+    axes[1].legend(fontsize=6.5, loc="upper left")
     save(figure, path)
 
 
@@ -224,7 +227,7 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m simulations scale", description=__doc__)
     parser.add_argument("--scale", choices=SCALES, default="smoke", help="how large (default: %(default)s)")
     parser.add_argument("--results", type=Path, default=Path("docs/results"), help="folder of the measurements")
-    parser.add_argument("--figures", type=Path, default=Path("docs/figures"), help="folder of the plot")
+    parser.add_argument("--page", type=Path, default=Path("docs/scale.md"), help="the page to put table and plot into")
     options = parser.parse_args(arguments)
     ledger = Ledger(options.results / f"scale-{options.scale}.jsonl", hardware(choose_device("auto")))
 
@@ -232,5 +235,11 @@ def main(arguments: list[str]) -> None:
         return vars(measure(load))
 
     records = [ledger.measure(vars(load), {"noise": _NOISE}, partial(cost, load)) for load in SCALES[options.scale]]
-    draw(records, options.figures / f"scale-{options.scale}.png")
-    print("\n".join(rows(records)))
+    figure = options.page.parent / "figures" / f"scale-{options.scale}.png"
+    draw(records, figure)
+    picture = f"![Server seconds and memory]({figure.relative_to(options.page.parent).as_posix()})"
+    about = f"*Scale {options.scale}, on {', '.join(sorted({record.hardware for record in records}))}.*"
+    replace_block(
+        options.page, options.scale, [about, "", *rows(records), "", picture], "What a round costs the server"
+    )
+    print(options.page)

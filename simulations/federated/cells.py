@@ -32,7 +32,7 @@ class Cell:
     name
         Unique within a scale.
     group
-        Which table it belongs to.
+        Which table it belongs to: ``"one-shot"`` or ``"many-rounds"``.
     num_clients
         Clients there are; each round asks ``settings.fraction_train`` of them.
     settings
@@ -88,12 +88,26 @@ def _shared(
     for partition in partitions:
         yield Cell(
             name=f"shared-{base.dataset}-{base.model}{note}-{partition}-e{base.local_epochs}-n{num_clients}",
-            group="shared",
+            group="many-rounds",
             num_clients=num_clients,
             settings=replace(base, **_PARTITIONS[partition]),
             methods=_IN_MANY_ROUNDS,
             seeds=seeds,
             target=target,
+        )
+
+
+def _thousand(base: SimulationSettings) -> Iterator[Cell]:
+    """A thousand clients, of which each round asks a hundred; from the server's network, and from their own."""
+    for start in ("shared", "per-client"):
+        yield Cell(
+            name=f"thousand-{base.dataset}-{base.model}-{start}",
+            group="many-rounds",
+            num_clients=1000,
+            settings=replace(base, initialisation=start, fraction_train=0.1),
+            methods=("fedavg", "c2m3"),
+            seeds=(0,),
+            target=0.8,
         )
 
 
@@ -109,7 +123,7 @@ def _smoke() -> Iterator[Cell]:
         *_one_shot(replace(tiny, local_epochs=5), (0, 1), (3,), 0.5),
         *_shared(replace(tiny, num_server_rounds=2), (0,), 3, 0.5, "dirichlet-0.3"),
     ):
-        yield replace(cell, methods=("fedavg", "fedadam", "c2m3") if cell.group == "shared" else cell.methods)
+        yield replace(cell, methods=("fedavg", "fedadam", "c2m3") if cell.group == "many-rounds" else cell.methods)
 
 
 def _cpu() -> Iterator[Cell]:
@@ -118,7 +132,12 @@ def _cpu() -> Iterator[Cell]:
     rounds = replace(_DIGITS, num_server_rounds=10)
     yield from _shared(replace(rounds, local_epochs=5), seeds, 10, 0.9, *_PARTITIONS)
     mnist = replace(_MNIST, train_size=6_000, model_width=0.5, num_server_rounds=6)
-    yield from _shared(replace(mnist, local_epochs=5), seeds, 10, 0.9, "dirichlet-0.3", "iid")
+    for cell in _shared(replace(mnist, local_epochs=5), seeds, 10, 0.9, "dirichlet-0.3", "iid"):
+        yield replace(cell, methods=_BRIEFLY)
+    # Flower's examples take shorter steps than ours; a repaired network bears less.
+    for slow in (replace(mnist, learning_rate=0.02), replace(rounds, learning_rate=0.02)):
+        for cell in _shared(replace(slow, local_epochs=5), seeds, 10, 0.9, "dirichlet-0.3", note="-lr0.02"):
+            yield replace(cell, methods=("fedavg", "c2m3", "c2m3-pooled", "fedavg-repair"))
     yield from _shared(replace(rounds, local_epochs=1), seeds, 10, 0.9, "iid", "dirichlet-0.3")
     yield from _shared(replace(rounds, local_epochs=20), seeds, 10, 0.9, "iid", "dirichlet-0.3")
     partial = replace(rounds, local_epochs=5, fraction_train=0.3)
@@ -126,6 +145,7 @@ def _cpu() -> Iterator[Cell]:
     cifar = replace(_CIFAR10, train_size=3_000, local_epochs=3, num_server_rounds=5)
     for cell in _shared(cifar, seeds, 5, 0.4, "dirichlet-0.3", "iid"):
         yield replace(cell, methods=_BRIEFLY)
+    yield from _thousand(replace(_MNIST, model_width=0.25, batch_size=16, num_server_rounds=3))
     for norm in ("batch", "layer"):
         deep = replace(
             _DIGITS, model="resnet20", model_width=0.25, model_norm=norm, local_epochs=5, num_server_rounds=4

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from simulations.federated.methods import METHODS
 from simulations.federated.summary import Difference, Outcome, Result
+from simulations.pages import replace_block
 from simulations.paper.drawing import grid, label, save
 from simulations.paper.experiment import Table, spread, spread_percent
 from simulations.paper.ledger import Record
+from simulations.settings import SimulationSettings
 
+_USUAL_RATE = SimulationSettings().learning_rate
 _OURS = ("c2m3", "c2m3-pooled", "c2m3-repair")
 
 
@@ -21,8 +25,7 @@ def write_page(page: Path, scale: str, results: Sequence[Result], records: Seque
     Parameters
     ----------
     page
-        Markdown. What lies between ``<!-- begin SCALE -->`` and ``<!-- end SCALE -->`` is replaced; a page without those
-        marks, or that does not exist, gets them at its end. Figures go into the folder ``figures`` beside it.
+        Markdown, see `replace_block`. Figures go into the folder ``figures`` beside it.
     scale
         Name of the scale.
     results
@@ -30,15 +33,7 @@ def write_page(page: Path, scale: str, results: Sequence[Result], records: Seque
     records
         The measurements, for hardware and time.
     """
-    begin, end = f"<!-- begin {scale} -->", f"<!-- end {scale} -->"
-    text = page.read_text(encoding="utf-8") if page.is_file() else "# C2M3 beside Flower's own strategies\n"
-    if begin not in text:
-        text = f"{text.rstrip()}\n\n{begin}\n{end}\n"
-    head, _, rest = text.partition(begin)
-    tail = rest.partition(end)[2]
-    body = "\n".join(_body(page.parent, scale, results, records))
-    page.parent.mkdir(parents=True, exist_ok=True)
-    page.write_text(f"{head}{begin}\n{body}\n{end}{tail}", encoding="utf-8")
+    replace_block(page, scale, _body(page.parent, scale, results, records), "C2M3 beside Flower's own strategies")
 
 
 def _body(folder: Path, scale: str, results: Sequence[Result], records: Sequence[Record]) -> Iterator[str]:
@@ -48,8 +43,8 @@ def _body(folder: Path, scale: str, results: Sequence[Result], records: Sequence
         f"*Scale {scale}: {len(records)} measurements in {seconds / 60:.0f} minutes on {hardware}. Values are means and "
         "standard deviations over the seeds.*\n"
     )
-    one_shot = [each for each in results if each.peers is not None]
-    shared = [each for each in results if each.peers is None]
+    one_shot = [each for each in results if each.cell.group == "one-shot"]
+    shared = [each for each in results if each.cell.group == "many-rounds"]
     if one_shot:
         yield from _markdown(_one_shot_table(one_shot))
     if shared:
@@ -77,8 +72,13 @@ def _describe(result: Result) -> str:
         network += f", {settings.model_norm} norm"
     skew = f"Dirichlet({settings.dirichlet_alpha:g})" if settings.partition == "dirichlet" else settings.partition
     skew = "IID" if skew == "iid" else skew
+    if settings.initialisation == "per-client" and settings.num_server_rounds > 1:
+        skew += ", own initialisations"
+    pace = f", learning rate {settings.learning_rate:g}" if settings.learning_rate != _USUAL_RATE else ""
     asked = f"{round(cell.num_clients * settings.fraction_train)} of " if settings.fraction_train < 1 else ""
-    return f"{dataset}, {network}, {skew}, {asked}{cell.num_clients} clients, {settings.local_epochs} local epochs"
+    return (
+        f"{dataset}, {network}, {skew}, {asked}{cell.num_clients} clients, {settings.local_epochs} local epochs{pace}"
+    )
 
 
 def _one_shot_table(results: Sequence[Result]) -> Table:
@@ -129,12 +129,12 @@ def _never_worse_table(results: Sequence[Result]) -> Table:
                     _describe(each),
                     METHODS[name].label,
                     f"{100 * difference.mean:+.2f}",
-                    f"{100 * difference.error:.2f}",
+                    "" if math.isnan(difference.error) else f"{100 * difference.error:.2f}",
                     difference.verdict,
                 )
             )
     return Table(
-        "Shared initialisation, last round: C2M3 less FedAvg, paired by seed. A difference within twice its standard error "
+        "Many rounds, the last one: C2M3 less FedAvg, paired by seed. A difference within twice its standard error "
         "is a tie",
         ("cell", "strategy", "points of accuracy", "standard error", "verdict"),
         tuple(rows),
@@ -148,7 +148,7 @@ def _shared_table(results: Sequence[Result]) -> Table:
             METHODS[name].label,
             _rounds(outcome, each.cell.target),
             spread_percent(outcome.final),
-            spread([curve[-1] for curve in outcome.loss]),
+            spread([curve[-1] for curve in outcome.loss], "{:.3g}"),
             f"{outcome.megabytes:.1f}",
             spread(outcome.server_seconds),
         )
@@ -156,7 +156,7 @@ def _shared_table(results: Sequence[Result]) -> Table:
         for name, outcome in each.outcomes.items()
     ]
     return Table(
-        "Shared initialisation: all strategies",
+        "Many rounds: all strategies",
         (
             "cell",
             "strategy",

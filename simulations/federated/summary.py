@@ -138,7 +138,9 @@ class Difference:
 
     @property
     def verdict(self) -> str:
-        """Wins, loses, or ties: a difference of at most twice the standard error is noise."""
-        if math.isnan(self.error) or abs(self.mean) <= 2 * self.error:
+        """Wins, loses, or ties, a difference within twice its standard error being noise."""
+        if math.isnan(self.error):
+            return "one seed"
+        if abs(self.mean) <= 2 * self.error:
             return "ties"
         return "wins" if self.mean > 0 else "loses"

@@ -141,4 +141,4 @@ def test_rounds_to_a_target_count_from_one_and_may_be_none() -> None:
 )
 def test_a_difference_within_twice_its_standard_error_is_a_tie(ours: tuple[float, ...], verdict: str) -> None:
     assert Difference.between(ours, (0.8, 0.8, 0.8)).verdict == verdict
-    assert Difference.between(ours[:1], (0.8,)).verdict == "ties"
+    assert Difference.between(ours[:1], (0.8,)).verdict == "one seed"
