@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.c2m3-set-up
+# One process a core, one torch thread a process: threads of several processes that wait for each other cost minutes.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 # Flower reports usage and looks for updates unless told not to; neither belongs into a test or a demonstration.
 export FLWR_TELEMETRY_ENABLED = 0
 export FLWR_DISABLE_UPDATE_CHECK = 1
@@ -20,10 +22,10 @@ demo: $(STAMP)  ## five clients from five initialisations, merged by FedAvg and 
 	$(BIN)/python -m simulations demo
 
 test: $(STAMP)  ## the tests
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-all: $(STAMP)  ## the tests with the slow ones
-	$(BIN)/python -m pytest -m "slow or not slow"
+	$(PYTEST) -m "slow or not slow"
 
 lint: $(STAMP)  ## style and types
 	$(BIN)/ruff check .
