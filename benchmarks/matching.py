@@ -1,6 +1,6 @@
 """Matchers side by side on trained networks: objective, merged accuracy, CPU time, memory.
 
-Run ``python -m benchmarks.matching --data FOLDER``, on Linux: results go to ``docs/results/matching.json``, beside
+Run ``python -m benchmarks matching --data FOLDER``, on Linux: results go to ``docs/results/matching.json``, beside
 those that are there, and figures to ``docs/figures/matching-*.png``. The objective is the sum over pairs p < q of the mapped
 networks' inner products, all parameters included.
 """
@@ -65,13 +65,14 @@ class Row:
     objective
         Sum over p < q.
     accuracy
-        Of the average in the universe on test images, without repair.
+        Of the average in the universe on the first 2,000 test images, without repair; None for the pair sum.
     cpu_seconds
         Of the matching.
     iterations
         Entries of the matcher's history, less its start.
     memory
-        Peak of the process's resident memory while matching less what it was before, in multiples of the clients' size.
+        Peak of the process's resident memory while matching less what it was before, in multiples of the clients' size;
+        None for the pair sum.
     limit_seconds
         Bare cost of the products and assignments; None where it was not measured.
     """
@@ -80,10 +81,10 @@ class Row:
     clients: int
     matcher: str
     objective: float
-    accuracy: float
+    accuracy: float | None
     cpu_seconds: float
     iterations: int
-    memory: float
+    memory: float | None
     limit_seconds: float | None
 
 
@@ -124,7 +125,7 @@ def _measure_pair_sum(family: Family, clients: int) -> Row:
     result = frank_wolfe(endpoints, spec, max_iterations=PAIR_SUM_ITERATIONS)
     seconds = time.process_time() - started
     return Row(
-        family.name, clients, PAIR_SUM, result.objectives[-1], 0.0, seconds, len(result.objectives) - 1, 0.0, None
+        family.name, clients, PAIR_SUM, result.objectives[-1], None, seconds, len(result.objectives) - 1, None, None
     )
 
 
