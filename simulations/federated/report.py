@@ -148,7 +148,7 @@ def _shared_table(results: Sequence[Result]) -> Table:
             METHODS[name].label,
             _rounds(outcome, each.cell.target),
             spread_percent(outcome.final),
-            spread([curve[-1] for curve in outcome.loss], "{:.3g}"),
+            _loss(outcome),
             f"{outcome.megabytes:.1f}",
             spread(outcome.server_seconds),
         )
@@ -170,6 +170,11 @@ def _shared_table(results: Sequence[Result]) -> Table:
     )
 
 
+def _loss(outcome: Outcome) -> str:
+    final = [curve[-1] for curve in outcome.loss]
+    return spread(final, "{:.3g}") if all(map(math.isfinite, final)) else "diverged"
+
+
 def _rounds(outcome: Outcome, target: float) -> str:
     reached = outcome.rounds_to(target)
     if None in reached:
@@ -179,7 +184,7 @@ def _rounds(outcome: Outcome, target: float) -> str:
 
 
 def _draw(results: Sequence[Result], path: Path) -> None:
-    figure, axes = grid(2, len(results), width=6.5, height=3.0)
+    figure, axes = grid(2, len(results), width=4.8, height=2.3)
     for row, result in enumerate(results):
         title = _describe(result)
         for column, (quantity, unit) in enumerate((("accuracy", "test accuracy (%)"), ("loss", "test loss (nats)"))):
