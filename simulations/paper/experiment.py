@@ -102,9 +102,9 @@ def networks(records: Sequence[Record]) -> list[str]:
     return list(dict.fromkeys(str(record.about["network"]) for record in records))
 
 
-def percent(value: float) -> str:
+def percent(value: float, digits: int = 1) -> str:
     """A fraction as a percentage."""
-    return f"{100 * value:.1f} %"
+    return f"{100 * value:.{digits}f} %"
 
 
 def spread(values: Sequence[float], form: str = "{:.3f}") -> str:
@@ -118,4 +118,4 @@ def spread(values: Sequence[float], form: str = "{:.3f}") -> str:
 
 def spread_percent(values: Sequence[float]) -> str:
     """The same in percent."""
-    return spread([100 * value for value in values], "{:.1f}") + " %"
+    return spread([100 * value for value in values], "{:.2f}") + " %"

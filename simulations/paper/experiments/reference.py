@@ -73,7 +73,7 @@ def tables(records: Sequence[Record]) -> Iterator[Table]:
     for network in _NETWORKS:
         found = select(records, network=network)
         for stage, words in _STAGES.items():
-            by_reference = {str(r.about["reference"]): percent(r.values[stage]["test_accuracy"]) for r in found}
+            by_reference = {str(r.about["reference"]): percent(r.values[stage]["test_accuracy"], 2) for r in found}
             cells = [by_reference.get(name, NOT_RUN if name == "a" else "") for name in (*_NAMES, "universe")]
             rows.append((network, words, *cells))
     columns = ("network", "", *(f"to {name}" for name in _NAMES), "universe (C2M3)")
@@ -105,8 +105,8 @@ def findings(records: Sequence[Record]) -> Iterator[str]:
             values = [r.values[stage]["test_accuracy"] for r in select(records, network=network)]
             references, universe = values[:-1], values[-1]
             yield (
-                f"{network}, {words}: references range from {percent(min(references))} to {percent(max(references))}; "
-                f"the universe has {percent(universe)}, above {sum(universe > v for v in references)} of {_MODELS}."
+                f"{network}, {words}: references range from {percent(min(references), 2)} to {percent(max(references), 2)}; "
+                f"the universe has {percent(universe, 2)}, above {sum(universe > v for v in references)} of {_MODELS}."
             )
 
 

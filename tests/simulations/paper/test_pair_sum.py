@@ -25,9 +25,7 @@ def problem(name: str, clients: int = 3) -> MatchingProblem:
 
 def soft_maps(each: MatchingProblem) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(6)
-    return [
-        torch.rand(each.clients, size, size, generator=generator, dtype=torch.float64) for size in each.group_sizes
-    ]
+    return [torch.rand(each.clients, size, size, generator=generator, dtype=torch.float64) for size in each.group_sizes]
 
 
 @pytest.mark.parametrize("name", ["mlp", "convolutions"])
