@@ -161,12 +161,15 @@ def draw(rows: Sequence[Row], folder: Path) -> None:
         own = [row for row in rows if row.family == family and row.matcher not in ("identity", PAIR_SUM)]
         best = {row.clients: row.objective for row in own if row.matcher == "default"}
         figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
-        for matcher in dict.fromkeys(row.matcher for row in own):
+        for number, matcher in enumerate(dict.fromkeys(row.matcher for row in own)):
+            color = f"C{number}"  # one colour for a matcher in both panels, which do not show the same ones
             line = sorted((row for row in own if row.matcher == matcher), key=lambda row: row.clients)
             clients = [row.clients for row in line]
             if matcher not in ("git-re-basin", "pairwise-frank-wolfe") and all(n in best for n in clients):
-                left.plot(clients, [row.objective / best[row.clients] for row in line], marker="o", label=matcher)
-            right.plot(clients, [row.cpu_seconds for row in line], marker="o", label=matcher)
+                left.plot(
+                    clients, [row.objective / best[row.clients] for row in line], marker="o", color=color, label=matcher
+                )
+            right.plot(clients, [row.cpu_seconds for row in line], marker="o", color=color, label=matcher)
         left.set(xlabel="clients", ylabel="objective / default's", title=family)
         right.set(xlabel="clients", ylabel="CPU seconds, one thread", yscale="log")
         right.legend(fontsize=8)
