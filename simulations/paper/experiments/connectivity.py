@@ -101,7 +101,9 @@ def pictures(records: Sequence[Record]) -> Iterator[Picture]:
         top = max(max(max(row) for row in r.values["losses"]) for r in surfaces)
         for each, record in zip(axes, surfaces, strict=True):
             v = record.values
-            drawn = each.contourf(v["x"], v["y"], v["losses"], levels=24, vmin=0, vmax=top, cmap="viridis")
+            drawn = each.contourf(
+                v["x"], v["y"], v["losses"], levels=[top * step / 24 for step in range(25)], cmap="viridis"
+            )
             for name, (x, y) in zip(_NAMES, v["corners"], strict=True):
                 each.plot(x, y, "o", color="white", markeredgecolor="black")
                 each.annotate(name, (x, y), xytext=(5, 5), textcoords="offset points", color="white")

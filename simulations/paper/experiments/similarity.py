@@ -120,7 +120,7 @@ def findings(records: Sequence[Record]) -> Iterator[str]:
         before, after = (sum(_pairs(record, when, "cosine")) / 10 for when in ("before", "after"))
         yield (
             f"{network}: the mean cosine of weights rises from {before:.3f} to {after:.3f}; "
-            f"CKA changes by at most {change:.1e}."
+            f"CKA {'stays the same to six digits' if change == 0.0 else f'changes by up to {change:.1e}'}."
         )
 
 
