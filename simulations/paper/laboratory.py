@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+import c2m3_fl
 from c2m3_fl.alignment import Alignment, align
 from c2m3_fl.averaging import average
 from c2m3_fl.matching import Matcher, resolve_matcher
@@ -24,6 +27,8 @@ from simulations.paper.scales import Scale
 
 _SAMPLE_SEED = 11
 _CALIBRATION_BATCH = 256
+
+_CODE = ("matching", "repair", "analysis", "symmetry/spec.py", "alignment.py", "averaging.py")
 
 Network = dict[str, Tensor]
 
@@ -183,8 +188,23 @@ class Laboratory:
         return {
             "endpoints": [self.store.path(config.with_seed(seed)).name for seed in seeds],
             "sizes": asdict(self.scale.sizes[config.model]),
+            "code": code_fingerprint(),
             **more,
         }
+
+
+@lru_cache(maxsize=1)
+def code_fingerprint() -> str:
+    """A short name of the package's source: settings alone do not tell two versions of a matcher apart.
+
+    Read once per process, when the first measurement asks for it.
+    """
+    root = Path(c2m3_fl.__file__).parent
+    digest = hashlib.sha256()
+    for part in _CODE:
+        for path in sorted((root / part).rglob("*.py")) if (root / part).is_dir() else [root / part]:
+            digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def identify(matcher: str | Matcher) -> str:

@@ -71,6 +71,11 @@ def _not_run(experiment: Experiment) -> _Section:
 def _of_scale(experiment: Experiment, results: Results, figures: Path) -> _Section:
     section = _Section(f"Scale {results.scale}", 3)
     section.parts.append(_set_up(experiment, results))
+    if unknown := [name for name in results.networks if name not in results.code]:
+        section.parts.append(
+            f"**Provisional** ({', '.join(unknown)}): measured while the matchers were being changed, by a version of the "
+            "code that was not recorded. To be measured again before any of it is relied on."
+        )
     if findings := list(experiment.findings(results.records)):
         section.parts += ["What was found:", *(f"- {finding}" for finding in findings)]
     section.parts += list(experiment.tables(results.records))
@@ -89,6 +94,7 @@ def _set_up(experiment: Experiment, results: Results) -> str:
         f"`python -m simulations {experiment.name} --scale {results.scale}`. Hardware: {hardware}; torch "
         f"{packages['torch']}. {len(results.records)} measurements in {seconds:.0f} s, without training. Networks: "
         + "; ".join(f"{name}: {_recipe(config)}" for name, config in results.networks.items())
+        + "".join(f"; code of {name}: {code}" for name, code in results.code.items())
         + "."
     )
 

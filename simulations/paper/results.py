@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from simulations.paper.laboratory import code_fingerprint
 from simulations.paper.ledger import Record
 from simulations.records import Environment
 
@@ -30,6 +31,8 @@ class Results:
         Per network that was measured, the endpoints' configuration but for the seed.
     environment
         Packages and machine of the last run.
+    code
+        Per network, the fingerprint of the source that measured it; those measured before it was recorded are absent.
     """
 
     experiment: str
@@ -37,6 +40,7 @@ class Results:
     records: tuple[Record, ...]
     networks: Mapping[str, Mapping[str, Any]]
     environment: Mapping[str, Any]
+    code: Mapping[str, str] = field(default_factory=dict)
 
 
 def results_path(folder: Path, experiment: str, scale: str) -> Path:
@@ -63,11 +67,18 @@ def write_results(folder: Path, experiment: Experiment, laboratory: Laboratory, 
     networks = dict(before.networks) if before else {}
     for name in measured:
         networks[name] = {k: v for k, v in asdict(scale.networks[name]).items() if k != "seed"}
+    code = {**(before.code if before else {}), **dict.fromkeys(measured, code_fingerprint())}
     environment = asdict(Environment())
     path = results_path(folder, experiment.name, scale.name)
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = ",\n".join(f"    {json.dumps(_rounded(asdict(record)))}" for record in [*kept, *records])
-    head = {"experiment": experiment.name, "scale": scale.name, "networks": networks, "environment": environment}
+    head = {
+        "experiment": experiment.name,
+        "scale": scale.name,
+        "networks": networks,
+        "code": code,
+        "environment": environment,
+    }
     text = json.dumps(head, indent=2)[:-2] + f',\n  "records": [\n{lines}\n  ]\n}}\n'
     partial = path.with_name(f".{path.name}.partial")
     partial.write_text(text, encoding="utf-8")
