@@ -1,7 +1,27 @@
 """Fixtures that every package's tests share."""
 
+import logging
+from collections.abc import Iterator
+
 import pytest
 import torch
+from flwr.supercore.task_identity import TaskIdentity
+
+
+@pytest.fixture(autouse=True)
+def _flower_task() -> None:
+    """The identity that Flower gives to each process of a run; no message can be made without it."""
+    TaskIdentity.task_id = TaskIdentity.run_id = TaskIdentity.node_id = 1
+
+
+@pytest.fixture
+def flower_log(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
+    """What Flower's logger says, whatever level other tests have left it at."""
+    logger = logging.getLogger("flwr")  # it does not propagate, so the handler must be put on it
+    logger.addHandler(caplog.handler)
+    caplog.set_level(logging.INFO, logger="flwr")
+    yield caplog
+    logger.removeHandler(caplog.handler)
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])

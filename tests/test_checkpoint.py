@@ -26,8 +26,8 @@ PATIENCE_S = 240
 
 
 @pytest.fixture(autouse=True)
-def _quiet() -> None:
-    logging.getLogger("flwr").setLevel(logging.ERROR)
+def _quiet(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.ERROR, logger="flwr")
 
 
 @pytest.fixture(scope="module")

@@ -29,8 +29,8 @@ CLIENTS = 4
 
 
 @pytest.fixture(autouse=True)
-def _quiet() -> None:
-    logging.getLogger("flwr").setLevel(logging.ERROR)
+def _quiet(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.ERROR, logger="flwr")
 
 
 def app(*mods: Mod) -> ClientApp:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MessageType, MetricRecord, RecordDict
-from flwr.supercore.task_identity import TaskIdentity
 from torch import Tensor, nn
 
 from c2m3_fl import C2M3, aggregate, repair
@@ -38,19 +36,6 @@ def client(seed: int) -> dict[str, Tensor]:
 
 CLIENTS = [client(seed) for seed in range(4)]
 WEIGHTS = [10, 20, 30, 40]
-
-
-@pytest.fixture(autouse=True)
-def _identity() -> None:
-    TaskIdentity.task_id = TaskIdentity.run_id = TaskIdentity.node_id = 1
-
-
-@pytest.fixture(autouse=True)
-def flower_log(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
-    logger = logging.getLogger("flwr")
-    logger.addHandler(caplog.handler)
-    yield caplog
-    logger.removeHandler(caplog.handler)
 
 
 Answer = Callable[[Message], Message | None]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,6 @@ from tests.faults import (
     HONEST,
     answer,
     honest_replies,
-    identify,
     noise,
     play,
     reply,
@@ -26,15 +24,6 @@ from tests.faults import (
 )
 
 PAGE = Path(__file__).parent.parent / "docs" / "faults.md"
-
-
-@pytest.fixture(autouse=True)
-def flower_log(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
-    identify()
-    logger = logging.getLogger("flwr")
-    logger.addHandler(caplog.handler)
-    yield caplog
-    logger.removeHandler(caplog.handler)
 
 
 def test_the_table_is_long() -> None:

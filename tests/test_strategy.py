@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import pytest
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MessageType, MetricRecord, RecordDict
-from flwr.supercore.task_identity import TaskIdentity
 from torch import Tensor, nn
 
 from c2m3_fl import C2M3, PermutationSpec, RepairError, SpecError, aggregate, average
@@ -46,20 +45,6 @@ SPEC = PermutationSpec.from_axes(
     },
     carried=["norm.running_mean", "norm.running_var", "norm.num_batches_tracked"],
 )
-
-
-@pytest.fixture(autouse=True)
-def _identity() -> None:
-    TaskIdentity.task_id = TaskIdentity.run_id = TaskIdentity.node_id = 1
-
-
-@pytest.fixture(autouse=True)
-def flower_log(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
-    # Flower's logger does not propagate; the fixture's handler must be put on it.
-    logger = logging.getLogger("flwr")
-    logger.addHandler(caplog.handler)
-    yield caplog
-    logger.removeHandler(caplog.handler)
 
 
 def client(seed: int) -> dict[str, Tensor]:
