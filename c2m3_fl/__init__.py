@@ -15,7 +15,7 @@ from c2m3_fl.symmetry import PermutationSpec, SpecError
 from c2m3_fl.validation import ClientError
 
 if TYPE_CHECKING:
-    from c2m3_fl.strategy import C2M3
+    from c2m3_fl.federation.strategy import C2M3
 
 __all__ = [
     "C2M3",
@@ -36,7 +36,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     # Flower is imported only by those who use the strategy: the rest is plain torch and starts faster without it.
     if name == "C2M3":
-        from c2m3_fl.strategy import C2M3  # noqa: PLC0415
+        from c2m3_fl.federation.strategy import C2M3  # noqa: PLC0415
 
         return C2M3
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -14,7 +14,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, 
 from flwr.clientapp import ClientApp
 from torch import Tensor, nn
 
-from c2m3_fl.client import MOMENTS_QUERY, answer_moments, attach_moments
+from c2m3_fl.federation.client import MOMENTS_QUERY, answer_moments, attach_moments
 from clients.data import DataError, Split, load_data
 from clients.models import Norm, build_model
 from clients.partition import hold_out, partition_indices

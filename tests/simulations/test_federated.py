@@ -74,7 +74,7 @@ def test_a_lost_round_is_no_result(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     def fail(*_: Any, **__: Any) -> None:
         raise ArithmeticError("on purpose")
 
-    monkeypatch.setattr("c2m3_fl.strategy.aggregate", fail)
+    monkeypatch.setattr("c2m3_fl.federation.strategy.aggregate", fail)
     cell = Cell("lost", "shared", 2, QUICK, ("c2m3",), (0,), 0.5)
     ledger = Ledger(tmp_path / "lost.jsonl", "here")
     with pytest.raises(LostRoundError, match=r"Rounds \[1, 2\] of c2m3"):

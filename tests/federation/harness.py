@@ -2,7 +2,7 @@
 
 Run as a program it does the rounds that are missing, and writes what came of them::
 
-    python -m tests.federation CHECKPOINT OUTPUT [PHASE]
+    python -m tests.federation.harness CHECKPOINT OUTPUT [PHASE]
 
 With a phase it stops in that phase of round 3, after it has created ``OUTPUT``, and waits to be killed.
 """
@@ -23,9 +23,9 @@ from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from torch import Tensor, nn
 
-import c2m3_fl.checkpoint
+import c2m3_fl.federation.checkpoint
 from c2m3_fl import C2M3
-from c2m3_fl.client import MOMENTS_QUERY, answer_moments, attach_moments
+from c2m3_fl.federation.client import MOMENTS_QUERY, answer_moments, attach_moments
 from c2m3_fl.matching import CoordinateAscent, Matching, MatchingProblem
 from c2m3_fl.symmetry import PermutationSpec
 from simulations.grid import InProcessGrid
@@ -147,15 +147,15 @@ def run(checkpoint: Path | None, rounds: int = ROUNDS, **options: Any) -> dict[s
 
 def _stop_while_writing(phase: str) -> None:
     if phase == "write":
-        flush = c2m3_fl.checkpoint.os.fsync
+        flush = c2m3_fl.federation.checkpoint.os.fsync
 
         def fsync(descriptor: int) -> None:
             pause("write")
             flush(descriptor)
 
-        c2m3_fl.checkpoint.os.fsync = fsync
+        c2m3_fl.federation.checkpoint.os.fsync = fsync
     if phase == "half-written":
-        write = c2m3_fl.checkpoint.np.savez
+        write = c2m3_fl.federation.checkpoint.np.savez
 
         def savez(file: Any, **contents: Any) -> None:
             if _now["round"] == STOP_IN_ROUND:
@@ -164,7 +164,7 @@ def _stop_while_writing(phase: str) -> None:
             pause("half-written")
             write(file, **contents)
 
-        c2m3_fl.checkpoint.np.savez = savez  # type: ignore[assignment]
+        c2m3_fl.federation.checkpoint.np.savez = savez  # type: ignore[assignment]
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ A strategy with ``moments_from="clients"`` asks for them twice in a round. With 
 ``c2m3-moments``; the reply then carries the moments of the trained network in an ArrayRecord of its own. Later it sends
 the merged network in a message of type ``query.c2m3_moments``, to be measured on the same inputs. A ClientApp answers so::
 
-    from c2m3_fl.client import MOMENTS_QUERY, answer_moments, attach_moments
+    from c2m3_fl.federation.client import MOMENTS_QUERY, answer_moments, attach_moments
 
 
     @app.train()

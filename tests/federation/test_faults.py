@@ -9,7 +9,7 @@ import pytest
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 
-from tests.faults import (
+from tests.federation.faults import (
     FAULTS,
     FAULTY_NODE,
     HONEST,
@@ -23,7 +23,7 @@ from tests.faults import (
     without,
 )
 
-PAGE = Path(__file__).parent.parent / "docs" / "faults.md"
+PAGE = Path(__file__).parents[2] / "docs" / "faults.md"
 
 
 def test_the_table_is_long() -> None:
@@ -134,4 +134,4 @@ def test_nothing_to_evaluate_is_no_error() -> None:
 def test_the_page_lists_every_fault() -> None:
     text = PAGE.read_text(encoding="utf-8")
     missing = [fault.what for fault in FAULTS.values() if f"| {fault.what} |" not in text]
-    assert not missing, "write the page anew: python -m tests.faults docs/faults.md"
+    assert not missing, "write the page anew: python -m tests.federation.faults docs/faults.md"

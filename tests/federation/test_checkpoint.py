@@ -17,11 +17,11 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord
 from flwr.serverapp.strategy import DifferentialPrivacyServerSideFixedClipping
 
-from c2m3_fl.checkpoint import Checkpoint, CheckpointError, RandomState
+from c2m3_fl.federation.checkpoint import Checkpoint, CheckpointError, RandomState
 from simulations.grid import InProcessGrid
-from tests.federation import CLIENTS, PHASES, ROUNDS, STOP_IN_ROUND, app, initial, run, strategy
+from tests.federation.harness import CLIENTS, PHASES, ROUNDS, STOP_IN_ROUND, app, initial, run, strategy
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PATIENCE_S = 240
 
 
@@ -36,7 +36,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]
 
 
 def start(checkpoint: Path, output: Path, *phase: str) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "tests.federation", str(checkpoint), str(output), *phase]
+    command = [sys.executable, "-m", "tests.federation.harness", str(checkpoint), str(output), *phase]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 

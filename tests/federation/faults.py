@@ -1,6 +1,6 @@
 """Everything that a client may do wrong, as a table: the tests run it, the documentation shows it.
 
-``python -m tests.faults docs/faults.md`` writes the page anew.
+``python -m tests.federation.faults docs/faults.md`` writes the page anew.
 """
 
 from __future__ import annotations
@@ -356,7 +356,7 @@ def page() -> str:
         "evaluation leave them out of the evaluation. If no reply can be merged, or the aggregation itself fails, the round",
         "is lost and the global model stays as it was.",
         "",
-        "This page is written by `python -m tests.faults docs/faults.md`.",
+        "This page is written by `python -m tests.federation.faults docs/faults.md`.",
         "",
     ]
     return "\n".join(lines)

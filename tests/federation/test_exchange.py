@@ -12,7 +12,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MessageTy
 from torch import Tensor, nn
 
 from c2m3_fl import C2M3, aggregate, repair
-from c2m3_fl.client import MOMENTS_KEY, answer_moments, attach_moments
+from c2m3_fl.federation.client import MOMENTS_KEY, answer_moments, attach_moments
 from c2m3_fl.guard import CANDIDATES
 from c2m3_fl.repair import measure
 from c2m3_fl.symmetry import PermutationSpec

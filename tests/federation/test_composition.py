@@ -23,7 +23,7 @@ from torch import Tensor
 
 from c2m3_fl import C2M3
 from simulations.grid import InProcessGrid
-from tests.faults import SPEC, network, scene
+from tests.federation.faults import SPEC, network, scene
 
 CLIENTS = 4
 

@@ -17,16 +17,16 @@ from flwr.serverapp.strategy import FedAvg
 from torch import nn
 
 from c2m3_fl.aggregation import REPAIRED, Aggregation, aggregate, trace
-from c2m3_fl.checkpoint import Checkpoint, CheckpointError
-from c2m3_fl.client import request_moments
 from c2m3_fl.device import resolve_device
-from c2m3_fl.exchange import measured, repair_by_clients
+from c2m3_fl.federation.checkpoint import Checkpoint, CheckpointError
+from c2m3_fl.federation.client import request_moments
+from c2m3_fl.federation.exchange import measured, repair_by_clients
+from c2m3_fl.federation.replies import CLIENT_ID_KEY, Reply, is_weight, leave_out, read_replies
 from c2m3_fl.guard import CANDIDATES, CalibrationSet
 from c2m3_fl.matching import Matcher, resolve_matcher
 from c2m3_fl.repair.calibration import Calibration
 from c2m3_fl.repair.network import Architecture
 from c2m3_fl.repair.sequential import Method
-from c2m3_fl.replies import CLIENT_ID_KEY, Reply, is_weight, leave_out, read_replies
 from c2m3_fl.robust import Robust
 from c2m3_fl.symmetry import PermutationSpec
 from c2m3_fl.validation import defect
@@ -63,7 +63,7 @@ class C2M3(FedAvg):
         See `c2m3_fl.repair`; None for no repair.
     moments_from : {"server", "clients"} (default: "server")
         Who measures the activations: the server, on the calibration set, or the clients, on their own examples (see
-        `c2m3_fl.client`).
+        `c2m3_fl.federation.client`).
     exchanges : int (default: 1)
         With ``moments_from="clients"``: how many of the last layers to correct, each in an exchange of its own.
     exchange_timeout : float, optional

@@ -1,9 +1,9 @@
 """Repair without data on the server: the clients measure, the server corrects.
 
 Inside a round, after the training replies: the merged network goes to the clients whose networks it is made of; they
-send the moments of its activations on their own inputs (`c2m3_fl.client`), and one site is corrected. One exchange
-corrects the last site, which is most of the gain; as many as there are sites give what a repair with the clients' data
-on the server would give (see `c2m3_fl.repair.from_moments`).
+send the moments of its activations on their own inputs (`c2m3_fl.federation.client`), and one site is corrected. One
+exchange corrects the last site, which is most of the gain; as many as there are sites give what a repair with the
+clients' data on the server would give (see `c2m3_fl.repair.from_moments`).
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from flwr.common import log
 from flwr.serverapp import Grid
 from torch import Tensor
 
-from c2m3_fl.client import MOMENTS_QUERY
+from c2m3_fl.federation.client import MOMENTS_QUERY
+from c2m3_fl.federation.replies import Reply, read_moments
 from c2m3_fl.repair import Moments, RepairError, goal, repair_from_moments
 from c2m3_fl.repair.moments import Spread, Statistics
 from c2m3_fl.repair.network import Architecture
-from c2m3_fl.replies import Reply, read_moments
 from c2m3_fl.symmetry import PermutationSpec
 from c2m3_fl.validation import implausible
 
