@@ -1,27 +1,53 @@
-"""Trained networks to match, by a fixed recipe, cached on disk.
+"""Trained networks to match: families of one architecture from different seeds, trained and kept as for the experiments.
 
-MNIST: the perceptron 784-W-W-W-10 on all training images; Adam, one-cycle learning rate up to 1e-3, 3 epochs.
-CIFAR-10: ResNet20 (LayerNorm) at a width on the first 20,000 training images; SGD with momentum 0.9 and weight decay 1e-4,
-one-cycle learning rate up to 0.1, 4 epochs at width 1 and 3 at others; half of the batches are mirrored. Batches of 128,
-gradients clipped to norm 1. Endpoint i starts from seed 1000 + i.
+``mlpW``: the perceptron 784-W-W-W-10 on all of MNIST; Adam, cosine learning rate from 1e-3, 3 epochs. ``resnetW`` and
+``vggW``: ResNet20 and VGG16 (LayerNorm) on CIFAR-10 by the recipe of the experiments' CPU scale; at widths other than its
+own, ResNet20 sees 20,000 images, for 2 epochs.
 """
 
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from c2m3_fl.symmetry import PermutationSpec
-from clients.data import ImageData, Split, load_data
-from clients.models import MLP, ResNet20
+from clients.data import ImageData
+from clients.models import build_model
+from simulations.paper.endpoints import EndpointConfig, EndpointStore, find_data
+from simulations.paper.scales import SCALES
+from simulations.paper.training import Recipe
 
-_BATCH = 128
-_IMAGES = 20_000
+_PERCEPTRON = Recipe(epochs=3, batch_size=128, optimizer="adam", learning_rate=1e-3, weight_decay=0.0, clip_norm=1.0)
+TEST_IMAGES = {False: 10_000, True: 2_500}
+"""Test images that merged networks are judged by: all of MNIST's, and the first of CIFAR-10's."""
+
+
+def family_config(name: str) -> EndpointConfig:
+    """What a family's networks are and how they are trained.
+
+    Raises
+    ------
+    ValueError
+        If there is no such family.
+    """
+    match = re.fullmatch(r"(mlp|resnet|vgg)(\d+(?:\.\d+)?)", name)
+    if match is None:
+        raise ValueError(f"there is no family {name!r}; use mlpW, resnetW or vggW with a width W")
+    kind, size = match.groups()
+    if kind == "mlp":
+        return EndpointConfig("mnist", f"mlp:{size}-{size}-{size}", _PERCEPTRON)
+    networks = SCALES["cpu"]().networks
+    config = networks["resnet20-cifar10" if kind == "resnet" else "vgg16-cifar10"]
+    if kind == "vgg" or float(size) == config.width:
+        return replace(config, width=float(size))
+    return replace(config, width=float(size), train_size=20_000, recipe=replace(config.recipe, epochs=2))
 
 
 @dataclass(frozen=True)
@@ -31,9 +57,9 @@ class Family:
     Attributes
     ----------
     name
-        ``mlpW`` for the perceptron with hidden layers of W, ``resnetW`` for ResNet20 at width W.
+        ``mlpW``, ``resnetW`` or ``vggW`` with a width W.
     data_root
-        Folder of the data set.
+        Folder of the data sets.
     cache
         Folder of the trained networks.
     """
@@ -42,84 +68,66 @@ class Family:
     data_root: Path
     cache: Path
 
+    @functools.cached_property
+    def config(self) -> EndpointConfig:
+        """What determines the networks."""
+        return family_config(self.name)
+
     @property
     def image(self) -> bool:
         """Whether the networks take CIFAR-10's images, not MNIST's."""
-        return self.name.startswith("resnet")
-
-    def network(self) -> nn.Module:
-        """An untrained network."""
-        if self.image:
-            return ResNet20(3, 10, float(self.name.removeprefix("resnet")))
-        if self.name.startswith("mlp"):
-            return MLP(784, (int(self.name.removeprefix("mlp")),) * 3, 10)
-        raise ValueError(f"there is no family {self.name!r}; use mlpW or resnetW with a width W")
+        return self.config.dataset == "cifar10"
 
     @functools.cache  # noqa: B019 - families are few and live as long as the process
     def spec(self) -> PermutationSpec:
         """The permutation groups, traced."""
-        shape = (2, 3, 32, 32) if self.image else (2, 1, 28, 28)
-        return PermutationSpec.from_module(self.network(), torch.zeros(shape))
+        return PermutationSpec.from_module(self.network(), torch.zeros(2, *self._data.input_shape))
 
-    def inputs(self, split: Split) -> Tensor:
-        """A split's images as the networks were trained on them."""
-        mean, std = (0.47, 0.25) if self.image else (0.1307, 0.3081)
-        return (split.images.float() / 255 - mean) / std
+    def network(self) -> nn.Module:
+        """An untrained network."""
+        data = self._data
+        return build_model(
+            self.config.model,
+            input_shape=data.input_shape,
+            num_classes=data.num_classes,
+            width=self.config.width,
+            norm=self.config.norm,
+        )
 
     def endpoints(self, count: int) -> list[dict[str, Tensor]]:
         """State dicts of the first `count` endpoints; those that the cache lacks are trained."""
-        self.cache.mkdir(parents=True, exist_ok=True)
-        return [self._endpoint(number) for number in range(count)]
+        return [self._store.get(self.config.with_seed(seed)).state_dict for seed in range(count)]
 
-    def accuracy(self, state_dict: dict[str, Tensor], examples: int = 2_000) -> float:
-        """Share of the first test images that a network classifies correctly."""
-        network, test = self.network().eval(), self._load().test
+    def accuracy(self, state_dict: dict[str, Tensor]) -> float:
+        """Share of test images (MNIST: all; CIFAR-10: the first 2,500) that a network classifies correctly."""
+        network = self.network().eval()
         network.load_state_dict(state_dict)
+        images, labels = self.split("test", TEST_IMAGES[self.image])
         with torch.no_grad():
-            batches = torch.split(self.inputs(test.select(torch.arange(examples))), 1000)
-            predicted = torch.cat([network(batch).argmax(1) for batch in batches])
-        return float((predicted == test.labels[:examples]).float().mean())
+            predicted = torch.cat([network(batch).argmax(1) for batch in torch.split(images, 500)])
+        return float((predicted == labels).float().mean())
 
-    @functools.cache  # noqa: B019
-    def _load(self) -> ImageData:
-        return load_data(self._data(), self.data_root)
+    def split(self, part: Literal["train", "test"], count: int) -> tuple[Tensor, Tensor]:
+        """The first test images or the last training images, as the networks take them, and their labels."""
+        data = self._data
+        if part == "test":
+            chosen = data.test.select(torch.arange(count))
+        else:
+            chosen = data.train.select(torch.arange(len(data.train) - count, len(data.train)))
+        return chosen.inputs(), chosen.labels
 
-    def _data(self) -> str:
-        """The data set's name: torchvision's, or a file ``cifar10.npz`` where there is one."""
-        if not self.image:
-            return "mnist"
-        return "cifar10.npz" if (self.data_root / "cifar10.npz").exists() else "cifar10"
-
-    def _endpoint(self, number: int) -> dict[str, Tensor]:
-        path = self.cache / f"{self.name}_{number}.pt"
-        if not path.exists():
-            torch.save(self._train(number), path)
-        state_dict: dict[str, Tensor] = torch.load(path)
-        return state_dict
-
-    def _train(self, number: int) -> dict[str, Tensor]:
-        train = self._load().train
-        images, labels = self.inputs(train), train.labels
+    def foreign(self, count: int) -> Tensor:
+        """The last training images of the other data set, cut or padded to these networks' inputs."""
+        other = find_data("mnist" if self.image else "cifar10", self.data_root).train
+        images = other.select(torch.arange(len(other) - count, len(other))).inputs()
         if self.image:
-            images, labels = images[:_IMAGES], labels[:_IMAGES]
-        torch.manual_seed(1000 + number)
-        network = self.network()
-        rate = 0.1 if self.image else 1e-3
-        epochs = 4 if self.name == "resnet1" else 3
-        optimizer: torch.optim.Optimizer = torch.optim.Adam(network.parameters(), rate)
-        if self.image:
-            optimizer = torch.optim.SGD(network.parameters(), rate, momentum=0.9, weight_decay=1e-4)
-        steps = len(images) // _BATCH
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=epochs * steps)
-        for _ in range(epochs):
-            for batch in torch.split(torch.randperm(len(images))[: steps * _BATCH], _BATCH):
-                inputs = images[batch]
-                if self.image and torch.rand(()) < 0.5:
-                    inputs = inputs.flip(3)
-                loss = functional.cross_entropy(network(inputs), labels[batch])
-                optimizer.zero_grad()
-                torch.autograd.backward(loss)
-                nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-                optimizer.step()
-                schedule.step()
-        return network.state_dict()
+            return functional.pad(images, (2, 2, 2, 2)).repeat(1, 3, 1, 1)
+        return images.mean(1, keepdim=True)[:, :, 2:30, 2:30]
+
+    @functools.cached_property
+    def _data(self) -> ImageData:
+        return self._store.data(self.config)
+
+    @functools.cached_property
+    def _store(self) -> EndpointStore:
+        return EndpointStore(self.cache, self.data_root, torch.device("cpu"))

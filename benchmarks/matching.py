@@ -22,7 +22,6 @@ import torch
 
 from benchmarks.endpoints import Family
 from benchmarks.limit import measured_limit
-from benchmarks.pair_sum import frank_wolfe
 from c2m3_fl.averaging import average
 from c2m3_fl.matching import (
     CoordinateAscent,
@@ -36,10 +35,10 @@ from c2m3_fl.matching import (
     UniverseMatcher,
 )
 from c2m3_fl.matching.problem import as_client_maps
+from simulations.paper.pair_sum import PairSumFrankWolfe
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAIR_SUM = "pair-sum"
-PAIR_SUM_ITERATIONS = 2
 MATCHERS: dict[str, Callable[[], Matcher]] = {
     "identity": Identity,
     "default": UniverseMatcher,
@@ -51,6 +50,7 @@ MATCHERS: dict[str, Callable[[], Matcher]] = {
     "git-re-basin": GitReBasin,
     "pairwise-frank-wolfe": PairwiseFrankWolfe,
     "frank-wolfe": FrankWolfe,
+    PAIR_SUM: lambda: PairSumFrankWolfe(iterations=2),
 }
 
 
@@ -65,14 +65,13 @@ class Row:
     objective
         Sum over p < q.
     accuracy
-        Of the average in the universe on the first 2,000 test images, without repair; None for the pair sum.
+        Of the average in the universe on test images (see `Family.accuracy`), without repair.
     cpu_seconds
         Of the matching.
     iterations
         Entries of the matcher's history, less its start.
     memory
-        Peak of the process's resident memory while matching less what it was before, in multiples of the clients' size;
-        None for the pair sum.
+        Peak of the process's resident memory while matching less what it was before, in multiples of the clients' size.
     limit_seconds
         Bare cost of the products and assignments; None where it was not measured.
     """
@@ -81,18 +80,16 @@ class Row:
     clients: int
     matcher: str
     objective: float
-    accuracy: float | None
+    accuracy: float
     cpu_seconds: float
     iterations: int
-    memory: float | None
+    memory: float
     limit_seconds: float | None
 
 
 def measure(family: Family, clients: int, matcher: str, with_limit: bool) -> Row:
     """Run one case; the clock is this process's CPU time, of all its threads together."""
     endpoints, spec = family.endpoints(clients), family.spec()
-    if matcher == PAIR_SUM:
-        return _measure_pair_sum(family, clients)
     problem = MatchingProblem.build(endpoints, spec, [1.0] * clients, torch.device("cpu"))
     resident = _reset_peak_memory()
     started = time.process_time()
@@ -115,17 +112,6 @@ def measure(family: Family, clients: int, matcher: str, with_limit: bool) -> Row
         iterations=len(matching.iterations) - 1,
         memory=growth / sum(block.data.nbytes for block in problem.blocks),
         limit_seconds=limit_seconds,
-    )
-
-
-def _measure_pair_sum(family: Family, clients: int) -> Row:
-    """The straightforward implementation for a few iterations; the objective is the last one's, soft."""
-    endpoints, spec = family.endpoints(clients), family.spec()
-    started = time.process_time()
-    result = frank_wolfe(endpoints, spec, max_iterations=PAIR_SUM_ITERATIONS)
-    seconds = time.process_time() - started
-    return Row(
-        family.name, clients, PAIR_SUM, result.objectives[-1], None, seconds, len(result.objectives) - 1, None, None
     )
 
 
@@ -184,7 +170,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--cache", type=Path, default=Path("endpoints"), help="folder of the trained networks")
     parser.add_argument("--families", nargs="+", default=["mlp512", "resnet1"])
     parser.add_argument("--clients", nargs="+", type=int, default=[2, 3, 5])
-    parser.add_argument("--matchers", nargs="+", default=[*MATCHERS, PAIR_SUM], choices=[*MATCHERS, PAIR_SUM])
+    parser.add_argument("--matchers", nargs="+", default=list(MATCHERS), choices=list(MATCHERS))
     parser.add_argument("--limit", action="store_true", help="also time the bare products and assignments")
     parser.add_argument("--output", type=Path, default=DOCS / "results" / "matching.json")
     options = parser.parse_args(arguments)

@@ -8,6 +8,7 @@ The multilayer perceptron, ResNet20 and VGG16 follow C2M3, appendix A.6; `cnn` i
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -24,6 +25,7 @@ _RESNET20_WIDTHS = (16, 32, 64)
 _RESNET20_BLOCKS = 3
 _VGG16_STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 _TORCHVISION = "torchvision:"
+_PERCEPTRON = "mlp:"
 
 
 class ModelError(ValueError):
@@ -237,6 +239,13 @@ def _mlp(r: _Request) -> nn.Module:
     return MLP(math.prod(r.input_shape), hidden, r.num_classes)
 
 
+def _perceptron(sizes: str, r: _Request) -> nn.Module:
+    if not re.fullmatch(r"[1-9]\d*(-[1-9]\d*)*", sizes):
+        raise ModelError(f"{_PERCEPTRON}{sizes} needs the widths of the hidden layers, as in {_PERCEPTRON}512-512.")
+    hidden = tuple(_scaled(int(size), r.width) for size in sizes.split("-"))
+    return MLP(math.prod(r.input_shape), hidden, r.num_classes)
+
+
 def _cnn(r: _Request) -> nn.Module:
     channels = (_scaled(32, r.width), _scaled(64, r.width))
     return CNN(r.input_shape, channels, _scaled(128, r.width), r.num_classes)
@@ -258,7 +267,7 @@ _FACTORIES: dict[str, tuple[int, Callable[[_Request], nn.Module]]] = {
     "vgg16": (32, _vgg16),
 }
 MODELS = tuple(_FACTORIES)
-"""Names that `build_model` knows, besides ``torchvision:NAME``."""
+"""Names that `build_model` knows, besides ``mlp:WIDTHS`` and ``torchvision:NAME``."""
 
 
 def _torchvision(name: str, r: _Request) -> nn.Module:
@@ -290,7 +299,8 @@ def build_model(
     Parameters
     ----------
     name
-        ``"mlp"``, ``"cnn"``, ``"resnet20"``, ``"vgg16"`` or ``"torchvision:NAME"``.
+        ``"mlp"`` (C2M3, A.6), ``"mlp:512-512"`` with hidden layers of one's own, ``"cnn"``, ``"resnet20"``, ``"vgg16"``
+        or ``"torchvision:NAME"``.
     input_shape
         Channels, height and width of an input.
     num_classes
@@ -317,8 +327,12 @@ def build_model(
     request = _Request(input_shape, num_classes, width, norm)
     if name.startswith(_TORCHVISION):
         return _torchvision(name.removeprefix(_TORCHVISION), request)
+    if name.startswith(_PERCEPTRON):
+        return _perceptron(name.removeprefix(_PERCEPTRON), request)
     if name not in _FACTORIES:
-        raise ModelError(f"There is no network {name!r}. Choose one of {', '.join(MODELS)} or {_TORCHVISION}NAME.")
+        raise ModelError(
+            f"There is no network {name!r}. Choose one of {', '.join(MODELS)}, {_PERCEPTRON}WIDTHS or {_TORCHVISION}NAME."
+        )
     least, factory = _FACTORIES[name]
     _, height, image_width = input_shape
     if min(height, image_width) < least:

@@ -33,6 +33,9 @@ class CoordinateAscent:
     tolerance
         A move must gain more than this share of the scale of its assignment's entries; keeps rounding errors from
         moving neurons that make no difference.
+    least_gain
+        The sweeps end after one in which no group gained more than this share of its own part of the objective. With 0
+        they go on to a local optimum; with many clients the last sweeps are many, and gain little.
 
     Notes
     -----
@@ -44,6 +47,7 @@ class CoordinateAscent:
 
     max_sweeps: int = 100
     tolerance: float = 1e-6
+    least_gain: float = 0.0
 
     def match(self, problem: MatchingProblem) -> Matching:
         """Solve a matching problem from the identity."""
@@ -57,7 +61,7 @@ class CoordinateAscent:
             moves = sum(universe.settle(client) for client in range(problem.clients))
             universe.refresh()
             iterations.append(Iteration("coordinate-ascent", universe.objective()))
-            if not moves:
+            if not moves or universe.largest_gain() < self.least_gain:
                 break
         return Matching(universe.permutations, tuple(iterations))
 
@@ -91,6 +95,8 @@ class Universe:
         ]
         self.versions = [0] * len(problem.blocks)
         self.seen: dict[tuple[int, int], list[int]] = {}
+        self.gained = [0.0] * len(self.blocks_of)
+        self.parts: list[dict[int, float]] = [{} for _ in self.blocks_of]
         self.refresh()
 
     def refresh(self) -> None:
@@ -102,6 +108,12 @@ class Universe:
         weights = self.problem.weights
         own = sum(w**2 * inner(x, x) for image in self.images for w, x in zip(weights, image, strict=True))
         return self.problem.constant + sum(inner(total, total) for total in self.sums) - own
+
+    def largest_gain(self) -> float:
+        """The largest share of its part of the objective that a group gained since this was last asked."""
+        shares = [gain / sum(parts.values()) for gain, parts in zip(self.gained, self.parts, strict=True) if gain]
+        self.gained = [0.0] * len(self.gained)
+        return max(shares, default=0.0)
 
     def settle(self, client: int, groups: Iterable[int] | None = None) -> int:
         """Visit each group of one client once, in the given order; return the number of groups that moved."""
@@ -125,18 +137,20 @@ class Universe:
         gains = self._gains(client, group, others).cpu()
         order = assign(gains)
         new, old = gains.gather(1, order[:, None]).double(), gains.diagonal().double()
-        threshold = self.tolerance * float(new.abs().sum())
-        if float(new.sum() - old.sum()) <= threshold:
+        gain, part = float(new.sum() - old.sum()), float(new.abs().sum())
+        self.parts[group][client] = part
+        if gain <= self.tolerance * part:
             return False
         index = order.to(self.problem.device)
         moved = {number: self._reordered(number, client, group, index) for number in self.blocks_of[group]}
         if not self.exact[group]:
-            change = sum(
+            gain = sum(
                 inner(image, others[number]) - inner(self.images[number][client], others[number])
                 for number, image in moved.items()
             )
-            if change <= threshold:
+            if gain <= self.tolerance * part:
                 return False
+        self.gained[group] += gain
         for number, image in moved.items():
             self.images[number][client].copy_(image)
             self.sums[number] = torch.add(others[number], image, alpha=self.problem.weights[client])

@@ -34,7 +34,7 @@ class UniverseMatcher:
 
     def match(self, problem: MatchingProblem) -> Matching:
         """Solve a matching problem."""
-        start, finish = BlockFrankWolfe(max_passes=_PASSES), CoordinateAscent()
+        start, finish = BlockFrankWolfe(max_passes=_PASSES), CoordinateAscent(least_gain=_LEAST_GAIN)
         matching = start.match(problem)
         iterations = matching.iterations
         for softness in np.linspace(*_SOFTNESS, self.effort):
@@ -47,4 +47,6 @@ class UniverseMatcher:
 
 
 _PASSES = 4
+# With 20 clients, sweeps to a local optimum take twice as long as all the rest, and add 0.06 % to the objective.
+_LEAST_GAIN = 5e-5
 _SOFTNESS = (0.9, 0.5)

@@ -14,7 +14,6 @@ import time
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -47,7 +46,7 @@ class EndpointConfig:
     """
 
     dataset: str
-    model: Literal["mlp", "cnn", "resnet20", "vgg16"]
+    model: str
     recipe: Recipe
     width: float = 1.0
     norm: Norm = "layer"
@@ -58,7 +57,8 @@ class EndpointConfig:
     def label(self) -> str:
         """For people."""
         norm = " BatchNorm" if self.norm == "batch" else ""
-        return f"{_MODEL_LABELS[self.model]}{'' if self.model == 'mlp' else f'-{self.width:g}x'}{norm}, {self.dataset}"
+        width = "" if self.model.startswith("mlp") else f"-{self.width:g}x"
+        return f"{_MODEL_LABELS.get(self.model, self.model)}{width}{norm}, {self.dataset}"
 
     def with_seed(self, seed: int) -> EndpointConfig:
         """The same network from another seed."""
@@ -144,7 +144,8 @@ class EndpointStore:
             self._fingerprints[where] = fingerprint(self.training(config))
         content = {"format": _FORMAT, "data": self._fingerprints[where], **asdict(config)}
         key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
-        name = f"{config.dataset}-{config.model}-{config.width:g}x-{config.norm}-seed{config.seed}-{key}.pt"
+        model = config.model.replace(":", "-")
+        name = f"{config.dataset}-{model}-{config.width:g}x-{config.norm}-seed{config.seed}-{key}.pt"
         return self.folder / name
 
     def get(self, config: EndpointConfig) -> Endpoint:

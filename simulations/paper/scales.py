@@ -115,20 +115,19 @@ def _cpu() -> Scale:
         Recipe(epochs=15, batch_size=512, weight_decay=1e-3, warmup_epochs=1, precision="bfloat16"),
     )
     short = Recipe(
-        epochs=6,
-        batch_size=128,
+        epochs=4,
+        batch_size=64,
         learning_rate=0.1,
         weight_decay=5e-4,
-        warmup_epochs=1,
-        augment=True,
+        warmup_epochs=0.3,
         precision="bfloat16",
         clip_norm=1.0,
     )
-    resnet = EndpointConfig("cifar10", "resnet20", short, train_size=10_000)
-    vgg = EndpointConfig("cifar10", "vgg16", replace(short, learning_rate=0.05), width=0.25, train_size=10_000)
+    resnet = EndpointConfig("cifar10", "resnet20", short)
+    vgg = EndpointConfig("cifar10", "vgg16", replace(short, epochs=5, learning_rate=0.05), width=0.25)
     return Scale(
         name="cpu",
-        about="narrow networks, short training, parts of CIFAR: hours on two cores",
+        about="narrow networks, few epochs: hours on two cores",
         networks={
             "mlp-mnist": mlp,
             "mlp-emnist": replace(mlp, dataset="emnist-letters"),
@@ -141,7 +140,7 @@ def _cpu() -> Scale:
         },
         many={"mlp-mnist": (2, 3, 5, 7, 10, 15, 20), "resnet20-cifar10": (2, 3, 4, 5)},
         widths={"resnet20-cifar10": (0.5, 1.0, 2.0), "mlp-mnist": (0.125, 0.25, 0.5, 1.0)},
-        groups={"mlp-mnist": 4},
+        groups={"mlp-mnist": 4, "resnet20-cifar10": 2, "vgg16-cifar10": 2},
         sizes={
             "mlp": Sizes(0, 5_000, 1_024),
             "resnet20": Sizes(2_500, 1_000, 1_024),

@@ -47,7 +47,15 @@ def test_vgg16_has_the_papers_convolutions() -> None:
     assert channels == [64] * 2 + [128] * 2 + [256] * 3 + [512] * 6
 
 
-@pytest.mark.parametrize("name", ["mlp", "cnn", "resnet20", "vgg16"])
+def test_a_perceptron_has_the_hidden_layers_that_it_is_named_by() -> None:
+    network = build_model("mlp:40-30", input_shape=(1, 5, 4), num_classes=3, width=0.5)
+    assert [tuple(p.shape) for p in network.parameters() if p.dim() == 2] == [(20, 20), (15, 20), (3, 15)]
+    for name in ("mlp:", "mlp:0", "mlp:8-", "mlp:8x8"):
+        with pytest.raises(ModelError, match="widths of the hidden layers"):
+            build_model(name, input_shape=(1, 5, 4), num_classes=3)
+
+
+@pytest.mark.parametrize("name", ["mlp", "cnn", "resnet20", "vgg16", "mlp:64-32"])
 def test_width_multiplies_hidden_sizes_only(name: str) -> None:
     shapes = [
         [tuple(p.shape) for p in build_model(name, input_shape=(3, 32, 32), num_classes=10, width=w).parameters()]

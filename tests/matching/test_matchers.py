@@ -9,6 +9,7 @@ import torch
 
 from c2m3_fl.matching import MATCHERS, CoordinateAscent, Matching, MatchingProblem, resolve_matcher
 from c2m3_fl.matching.assignment import assign
+from c2m3_fl.symmetry import PermutationSpec
 from tests.cases import SPECS, build_problem, random_clients, related_clients
 
 
@@ -60,6 +61,28 @@ def test_coordinate_ascent_ends_where_no_single_assignment_gains(spec: str) -> N
                     changed = [orders.clone() for orders in permutations]
                     changed[group][client, [first, second]] = changed[group][client, [second, first]]
                     assert problem.objective(changed) <= best + 1e-4
+
+
+def test_coordinate_ascent_that_ends_early_treats_small_layers_like_large_ones() -> None:
+    spec = PermutationSpec.from_axes({"a": 6, "b": 12}, {"large.weight": ("a", 5), "small.weight": ("b", 5)})
+    clients = [
+        {"large.weight": large["large.weight"], "small.weight": small["small.weight"]}
+        for large, small in zip(related_clients(spec, 8), random_clients(spec, 8), strict=True)
+    ]
+    shrunk = [{**client, "small.weight": client["small.weight"] * 2.0**-10} for client in clients]
+    as_they_are, small = (
+        CoordinateAscent(least_gain=0.01).match(build_problem(spec, each)) for each in (clients, shrunk)
+    )
+    assert len(small.iterations) > 3
+    assert all(torch.equal(a, b) for a, b in zip(as_they_are.permutations, small.permutations, strict=True))
+
+
+def test_coordinate_ascent_that_ends_early_takes_fewer_sweeps() -> None:
+    spec = SPECS["mlp"]
+    problem = build_problem(spec, random_clients(spec, 8))
+    exact, early = CoordinateAscent().match(problem), CoordinateAscent(least_gain=0.02).match(problem)
+    assert 1 < len(early.iterations) < len(exact.iterations)
+    assert early.iterations == exact.iterations[: len(early.iterations)]
 
 
 @pytest.mark.parametrize("size", [1, 2, 7, 40])
