@@ -11,7 +11,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
+import numpy as np
 import torch
 from numpy.polynomial import Polynomial
 from torch import Tensor
@@ -147,17 +149,20 @@ class SoftClients:
             own = []
             for number, block in enumerate(self.problem.blocks):
                 for axis in block.axes_of(group):
-                    partial = self.tables[number][len(self.tables[number]) - 1 ^ 1 << axis][client]
-                    shares[number, axis] = contract(others[number][None], partial[None], axis)[0]
+                    image = self.tables[number][len(self.tables[number]) - 1 ^ 1 << axis][client]
+                    shares[number, axis] = contract(others[number][None], image[None], axis)[0]
                     own.append(shares[number, axis])
-            pending.append(executor.submit(assign, sum(own[1:], own[0]).cpu()))
-        return shares, [future.result() for future in pending]
+            gradient = sum(own[1:], own[0]).cpu()
+            # A thread costs more than a small assignment.
+            small = len(gradient) < _THREADED_SIZE
+            pending.append(partial(assign, gradient) if small else executor.submit(assign, gradient).result)
+        return shares, [result() for result in pending]
 
     def _search(
         self, client: int, others: list[Tensor], shares: dict[tuple[int, int], Tensor], orders: list[Tensor]
     ) -> Polynomial:
         """The part of the objective that the client's step changes, over 2 w_p, as a polynomial in the step size."""
-        total = Polynomial([0.0])
+        total = np.zeros(1 + max(block.order for block in self.problem.blocks))
         for number, block in enumerate(self.problem.blocks):
             tables = self.tables[number]
             values = []
@@ -172,8 +177,8 @@ class SoftClients:
                 for axis in axes:
                     image = image.index_select(axis, orders[block.groups[axis]])
                 values.append(inner(image, others[number]))
-            total = total + along_step(values)
-        return total
+            total[: block.order + 1] += along_step(values).coef
+        return Polynomial(total)
 
     def _move(self, client: int, orders: list[Tensor], step: float) -> None:
         # Axis by axis: with (1 - step) P + step * vertex along one axis after the other, the products come by themselves.
@@ -184,3 +189,6 @@ class SoftClients:
                     if not kept >> axis & 1:
                         vertex = tables[kept][client].index_select(axis, orders[group])
                         tables[kept | 1 << axis][client].lerp_(vertex, step)
+
+
+_THREADED_SIZE = 128

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 from numpy.polynomial import Polynomial
@@ -23,10 +24,14 @@ def along_step(values: Sequence[float]) -> Polynomial:
         :math:`\sum_m v_m \alpha^{|m|} (1-\alpha)^{k-|m|}`.
     """
     degree = len(values).bit_length() - 1
-    total = Polynomial([0.0])
-    for moved, value in enumerate(values):
-        total = total + value * bernstein(moved.bit_count(), degree)
-    return total
+    return Polynomial(np.asarray(values) @ _basis(degree))
+
+
+@lru_cache
+def _basis(degree: int) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
+    """Coefficients of each value's polynomial, shape ``(2 ** degree, degree + 1)``."""
+    polynomials = [bernstein(moved.bit_count(), degree).coef for moved in range(1 << degree)]
+    return np.stack(polynomials)
 
 
 def bernstein(power: int, degree: int) -> Polynomial:
