@@ -3,29 +3,31 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+import importlib
+import sys
 
-from simulations import demo, deployment, scale
-from simulations.federated import command as federated
-from simulations.paper.commands import COMMANDS
-
-EXPERIMENTS: dict[str, Callable[[list[str]], None]] = {
-    "demo": demo.main,
-    "deploy": deployment.main,
-    "federated": federated.main,
-    "scale": scale.main,
-    **COMMANDS,
+MODULES = {
+    "demo": "simulations.demo",
+    "deploy": "simulations.deployment",
+    "federated": "simulations.federated.command",
+    "scale": "simulations.scale",
 }
+"""What is not of the paper, by name: modules with a function `main`, each imported only when it is asked for."""
 
 
-def main() -> None:
+def main(arguments: list[str]) -> None:
     """Run the experiment that the command line names; what follows the name is the experiment's own."""
+    if arguments and arguments[0] in MODULES:
+        importlib.import_module(MODULES[arguments[0]]).main(arguments[1:])
+        return
+    from simulations.paper.commands import COMMANDS  # noqa: PLC0415 - they bring in all of the paper's experiments
+
     parser = argparse.ArgumentParser(prog="python -m simulations", description="Experiments with C2M3 under Flower.")
-    parser.add_argument("experiment", choices=sorted(EXPERIMENTS))
+    parser.add_argument("experiment", choices=sorted((*MODULES, *COMMANDS)))
     parser.add_argument("options", nargs=argparse.REMAINDER, help="the experiment's own options; see NAME --help")
-    arguments = parser.parse_args()
-    EXPERIMENTS[arguments.experiment](arguments.options)
+    chosen = parser.parse_args(arguments)
+    COMMANDS[chosen.experiment](chosen.options)
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -13,7 +13,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
-import numpy as np
 import torch
 from numpy.polynomial import Polynomial
 from torch import Tensor
@@ -162,7 +161,7 @@ class SoftClients:
         self, client: int, others: list[Tensor], shares: dict[tuple[int, int], Tensor], orders: list[Tensor]
     ) -> Polynomial:
         """The part of the objective that the client's step changes, over 2 w_p, as a polynomial in the step size."""
-        total = np.zeros(1 + max(block.order for block in self.problem.blocks))
+        totals: dict[int, list[float]] = {}
         for number, block in enumerate(self.problem.blocks):
             tables = self.tables[number]
             values = []
@@ -177,8 +176,9 @@ class SoftClients:
                 for axis in axes:
                     image = image.index_select(axis, orders[block.groups[axis]])
                 values.append(inner(image, others[number]))
-            total[: block.order + 1] += along_step(values).coef
-        return Polynomial(total)
+            before = totals.get(block.order, [0.0] * len(values))
+            totals[block.order] = [a + b for a, b in zip(before, values, strict=True)]
+        return sum(map(along_step, totals.values()), Polynomial([0.0]))
 
     def _move(self, client: int, orders: list[Tensor], step: float) -> None:
         # Axis by axis: with (1 - step) P + step * vertex along one axis after the other, the products come by themselves.
