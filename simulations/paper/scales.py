@@ -124,7 +124,7 @@ def _cpu() -> Scale:
         clip_norm=1.0,
     )
     resnet = EndpointConfig("cifar10", "resnet20", short)
-    vgg = EndpointConfig("cifar10", "vgg16", replace(short, epochs=5, learning_rate=0.05), width=0.25)
+    vgg = EndpointConfig("cifar10", "vgg16", replace(short, learning_rate=0.05), width=0.25)
     return Scale(
         name="cpu",
         about="narrow networks, few epochs: hours on two cores",
