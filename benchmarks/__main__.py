@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 
-from benchmarks import architectures, matching
+from benchmarks import activations, architectures, matching
 
-BENCHMARKS = {"matching": matching.main, "architectures": architectures.main}
+BENCHMARKS = {"matching": matching.main, "activations": activations.main, "architectures": architectures.main}
 
 
 def main(arguments: list[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from c2m3_fl.matching.activation_matching import ActivationMatcher
 from c2m3_fl.matching.block_frank_wolfe import BlockFrankWolfe
 from c2m3_fl.matching.camps import CampMoves
 from c2m3_fl.matching.coordinate_ascent import CoordinateAscent
@@ -49,6 +50,7 @@ def resolve_matcher(matcher: str | Matcher) -> Matcher:
 
 __all__ = [
     "MATCHERS",
+    "ActivationMatcher",
     "Block",
     "BlockFrankWolfe",
     "CampMoves",

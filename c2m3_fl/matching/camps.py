@@ -111,4 +111,4 @@ def _pair(problem: MatchingProblem, images: Sequence[Tensor], camp: Tensor) -> M
         for client, weight in enumerate(problem.weights):
             sums[int(camp[client])].add_(image[client], alpha=weight)
         blocks.append(Block(block.groups, sums))
-    return replace(problem, blocks=tuple(blocks), weights=(1.0, 1.0), constant=0.0)
+    return replace(problem, blocks=tuple(blocks), weights=(1.0, 1.0), constant=0.0, state_dicts=())

@@ -14,7 +14,7 @@ its fixed-input weights are one block and cost one matrix product.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate, product
 
 import torch
@@ -62,6 +62,8 @@ class MatchingProblem:
         One positive float per client, with mean one.
     constant
         The share of the objective that no permutation can change.
+    state_dicts, spec
+        What the blocks were cut from. A problem of sums of clients has no state dicts.
     """
 
     group_names: tuple[str, ...]
@@ -71,6 +73,8 @@ class MatchingProblem:
     constant: float
     device: torch.device
     dtype: torch.dtype
+    state_dicts: tuple[Mapping[str, Tensor], ...] = field(repr=False)
+    spec: PermutationSpec = field(repr=False)
 
     @property
     def clients(self) -> int:
@@ -136,7 +140,7 @@ class MatchingProblem:
                     constant += pair_sum(piece, normalised)
         blocks = tuple(Block(groups, torch.cat(data, dim=-1)) for groups, data in sorted(pieces.items()))
         sizes = tuple(spec.groups.values())
-        return cls(tuple(spec.groups), sizes, blocks, normalised, constant, device, dtype)
+        return cls(tuple(spec.groups), sizes, blocks, normalised, constant, device, dtype, tuple(state_dicts), spec)
 
 
 def gather(data: Tensor, axes: Sequence[int], groups: Sequence[int], permutations: Sequence[Tensor]) -> Tensor:

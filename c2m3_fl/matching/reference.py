@@ -80,4 +80,4 @@ def _pair(problem: MatchingProblem, reference: int, client: int) -> MatchingProb
     blocks = tuple(
         Block(block.groups, torch.stack([block.data[reference], block.data[client]])) for block in problem.blocks
     )
-    return replace(problem, blocks=blocks, weights=(1.0, 1.0), constant=0.0)
+    return replace(problem, blocks=blocks, weights=(1.0, 1.0), constant=0.0, state_dicts=())
