@@ -106,7 +106,7 @@ def align(
         matter. A client of weight zero is mapped to the universe of the others and does not change it.
     matcher
         ``"default"``, ``"frank-wolfe"`` (the paper's Algorithm 1), another name in `c2m3_fl.matching.MATCHERS`,
-        ``"identity"`` for none, or a `Matcher`.
+        ``"identity"`` for none, or a `Matcher`, such as a `c2m3_fl.matching.ActivationMatcher`.
     device
         ``"auto"`` (CUDA where present) or a torch device for the matrix products; assignments are solved on CPU threads.
 
