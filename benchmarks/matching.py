@@ -1,13 +1,14 @@
 """Matchers side by side on trained networks: objective, merged accuracy, CPU time, memory.
 
 Run ``python -m benchmarks matching --data FOLDER``, on Linux: results go to ``docs/results/matching.json``, beside
-those that are there, and figures to ``docs/figures/matching-*.png``. The objective is the sum over pairs p < q of the mapped
-networks' inner products, all parameters included.
+those that are there, tables to ``docs/matching.md`` and figures to ``docs/figures/matching-*.png``. The objective is the
+sum over pairs p < q of the mapped networks' inner products, all parameters included.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import gc
 import json
 import platform
@@ -35,10 +36,13 @@ from c2m3_fl.matching import (
     UniverseMatcher,
 )
 from c2m3_fl.matching.problem import as_client_maps
+from c2m3_fl.repair import repair
+from simulations.pages import replace_block
 from simulations.paper.pair_sum import PairSumFrankWolfe
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAIR_SUM = "pair-sum"
+CALIBRATION_IMAGES = 512
 MATCHERS: dict[str, Callable[[], Matcher]] = {
     "identity": Identity,
     "default": UniverseMatcher,
@@ -50,7 +54,6 @@ MATCHERS: dict[str, Callable[[], Matcher]] = {
     "git-re-basin": GitReBasin,
     "pairwise-frank-wolfe": PairwiseFrankWolfe,
     "frank-wolfe": FrankWolfe,
-    PAIR_SUM: lambda: PairSumFrankWolfe(iterations=2),
 }
 
 
@@ -65,15 +68,17 @@ class Row:
     objective
         Sum over p < q.
     accuracy
-        Of the average in the universe on test images (see `Family.accuracy`), without repair.
+        Of the average in the universe on test images (see `Family.accuracy`).
+    repaired_accuracy
+        The same after REPAIR, with 512 training images to calibrate.
     cpu_seconds
         Of the matching.
     iterations
         Entries of the matcher's history, less its start.
     memory
         Peak of the process's resident memory while matching less what it was before, in multiples of the clients' size.
-    limit_seconds
-        Bare cost of the products and assignments; None where it was not measured.
+    product_seconds, assignment_seconds
+        Bare cost of the matrix products and of the assignments; None where it was not measured.
     """
 
     family: str
@@ -81,43 +86,57 @@ class Row:
     matcher: str
     objective: float
     accuracy: float
+    repaired_accuracy: float
     cpu_seconds: float
     iterations: int
     memory: float
-    limit_seconds: float | None
+    product_seconds: float | None
+    assignment_seconds: float | None
 
 
-def measure(family: Family, clients: int, matcher: str, with_limit: bool) -> Row:
+def measure(family: Family, clients: int, matcher: str, solver: Matcher, with_limit: bool) -> Row:
     """Run one case; the clock is this process's CPU time, of all its threads together."""
-    endpoints, spec = family.endpoints(clients), family.spec()
-    problem = MatchingProblem.build(endpoints, spec, [1.0] * clients, torch.device("cpu"))
+    endpoints, spec, problem = family.endpoints(clients), family.spec(), _problem(family, clients)
     resident = _reset_peak_memory()
     started = time.process_time()
-    matching = MATCHERS[matcher]().match(problem)
+    matching = solver.match(problem)
     seconds, growth = time.process_time() - started, _memory("VmHWM") - resident
     maps = as_client_maps(problem.group_names, matching.permutations, clients)
-    merged = average([spec.apply(client, own) for client, own in zip(endpoints, maps, strict=True)])
-    limit_seconds = None
+    mapped = [spec.apply(client, own) for client, own in zip(endpoints, maps, strict=True)]
+    merged = average(mapped)
+    calibration, _ = family.split("train", CALIBRATION_IMAGES)
+    repaired = repair(family.network(), merged, mapped, torch.split(calibration, 256), device="cpu")
+    products = assignments = None
     if with_limit:
         with measured_limit() as limit:
-            MATCHERS[matcher]().match(problem)
-        limit_seconds = limit.seconds
+            solver.match(problem)
+        products, assignments = limit.products, limit.assignments
     return Row(
         family=family.name,
         clients=clients,
         matcher=matcher,
         objective=problem.objective(matching.permutations) / 2,
         accuracy=family.accuracy(merged),
+        repaired_accuracy=family.accuracy(repaired),
         cpu_seconds=seconds,
         iterations=len(matching.iterations) - 1,
         memory=growth / sum(block.data.nbytes for block in problem.blocks),
-        limit_seconds=limit_seconds,
+        product_seconds=products,
+        assignment_seconds=assignments,
     )
 
 
+def _problem(family: Family, clients: int) -> MatchingProblem:
+    return MatchingProblem.build(family.endpoints(clients), family.spec(), [1.0] * clients, torch.device("cpu"))
+
+
 def _reset_peak_memory() -> int:
-    """Forget the process's peak of resident memory; return what is resident now, in bytes."""
+    """Forget the process's peak of resident memory; return what is resident now, in bytes.
+
+    What earlier cases have freed goes back to the system first: it would hide what the next one takes.
+    """
     gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
     return _memory("VmRSS")
 
@@ -163,35 +182,68 @@ def draw(rows: Sequence[Row], folder: Path) -> None:
         pyplot.close(figure)
 
 
+def table(rows: Sequence[Row], endpoints: Sequence[float]) -> list[str]:
+    """One family's rows in Markdown."""
+    lines = [
+        f"The {len(endpoints)} networks have {100 * sum(endpoints) / len(endpoints):.2f} % on average "
+        f"({100 * min(endpoints):.2f} to {100 * max(endpoints):.2f} %).",
+        "",
+        "| n | matcher | objective | accuracy | after REPAIR | CPU-seconds | iterations | bare products + assignments |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        bare = ""
+        if row.product_seconds is not None and row.assignment_seconds is not None:
+            bare = f"{row.product_seconds:.2f} + {row.assignment_seconds:.2f}"
+        accuracies = f"{100 * row.accuracy:.2f} % | {100 * row.repaired_accuracy:.2f} %"
+        lines.append(
+            f"| {row.clients} | {row.matcher} | {row.objective:.2f} | {accuracies} | {row.cpu_seconds:.2f} | "
+            f"{row.iterations} | {bare} |"
+        )
+    return lines
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure, show progress, write the JSON and the figures."""
+    """Measure, show progress, write the JSON, the tables and the figures."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder of MNIST and cifar10.npz")
-    parser.add_argument("--cache", type=Path, default=Path("endpoints"), help="folder of the trained networks")
-    parser.add_argument("--families", nargs="+", default=["mlp512", "resnet1"])
+    parser.add_argument("--cache", type=Path, default=Path("cache/endpoints"), help="folder of the trained networks")
+    parser.add_argument("--families", nargs="*", default=["mlp512", "resnet1"])
     parser.add_argument("--clients", nargs="+", type=int, default=[2, 3, 5])
-    parser.add_argument("--matchers", nargs="+", default=list(MATCHERS), choices=list(MATCHERS))
+    known = [*MATCHERS, PAIR_SUM]
+    parser.add_argument("--matchers", nargs="+", default=known, choices=known)
     parser.add_argument("--limit", action="store_true", help="also time the bare products and assignments")
+    parser.add_argument("--pair-sum-iterations", type=int, default=2, help="of the yardstick (default: 2)")
     parser.add_argument("--output", type=Path, default=DOCS / "results" / "matching.json")
+    parser.add_argument("--page", type=Path, default=DOCS / "matching.md")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    rows: dict[tuple[str, int, str], Row] = {}
-    if options.output.exists():  # cases measured before are kept
-        rows = {
-            (r["family"], r["clients"], r["matcher"]): Row(**r) for r in json.loads(options.output.read_text())["rows"]
-        }
+    before = json.loads(options.output.read_text()) if options.output.exists() else {"rows": [], "endpoints": {}}
+    rows = {
+        (r["family"], r["clients"], r["matcher"]): Row(**r) for r in before["rows"]
+    }  # those measured before are kept
+    endpoints: dict[str, list[float]] = before["endpoints"]
     for name in options.families:
         family = Family(name, options.data, options.cache)
-        family.endpoints(max(options.clients))
+        count = max([*options.clients, len(endpoints.get(name, []))])
+        endpoints[name] = [family.accuracy(each) for each in family.endpoints(count)]
+        # What is set up once in a process, such as pools of threads, counts for no case.
+        UniverseMatcher(effort=0).match(_problem(family, 2))
         for clients in options.clients:
             for matcher in options.matchers:
-                row = measure(family, clients, matcher, options.limit)
+                pair_sum = PairSumFrankWolfe(options.pair_sum_iterations)
+                solver = pair_sum if matcher == PAIR_SUM else MATCHERS[matcher]()
+                row = measure(family, clients, matcher, solver, options.limit)
                 rows[name, clients, matcher] = row
                 print(json.dumps(asdict(row)), flush=True)
-                result = {"environment": environment(), "rows": [asdict(rows[key]) for key in sorted(rows)]}
+                ordered = [asdict(rows[key]) for key in sorted(rows)]
+                result = {"environment": environment(), "endpoints": endpoints, "rows": ordered}
                 options.output.parent.mkdir(parents=True, exist_ok=True)
                 options.output.write_text(json.dumps(result, indent=1) + "\n")
-    draw(list(rows.values()), DOCS / "figures")
+    for name, accuracies in endpoints.items():
+        own = [rows[key] for key in sorted(rows) if key[0] == name]
+        replace_block(options.page, f"matching-{name}", table(own, accuracies), "Matching")
+    draw(list(rows.values()), options.page.parent / "figures")
 
 
 if __name__ == "__main__":
