@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from c2m3_fl.alignment import Alignment, align
 from c2m3_fl.averaging import average
 from c2m3_fl.device import resolve_device
-from c2m3_fl.guard import CalibrationSet, Candidate, IdentityFirst, best, score, target
+from c2m3_fl.guard import CalibrationSet, Candidate, IdentityFirst, Score, best, score, target
 from c2m3_fl.hierarchy import MappedClients, align_in_groups
 from c2m3_fl.matching import Matcher, resolve_matcher
 from c2m3_fl.repair.calibration import Calibration
@@ -42,8 +42,9 @@ class Aggregation:
         The clients' permutations into the universe, and how they were found.
     chosen
         Which candidate `state_dict` is (see `c2m3_fl.guard`).
-    scores
-        The candidates' losses on the calibration set, if the guard scored them.
+    scores, errors
+        The candidates' losses on the calibration set, and numbers of examples that they get wrong, if the guard scored
+        them.
     excluded
         Clients, by position, that were left out, and why; `alignment` holds the others.
     repair_seconds, guard_seconds
@@ -55,6 +56,7 @@ class Aggregation:
     alignment: Alignment
     chosen: Candidate
     scores: Mapping[Candidate, float] = field(default_factory=dict)
+    errors: Mapping[Candidate, int] = field(default_factory=dict)
     excluded: Mapping[int, str] = field(default_factory=dict)
     repair_seconds: float = 0.0
     guard_seconds: float = 0.0
@@ -160,7 +162,7 @@ def aggregate(
         ]
         repair_seconds = time.perf_counter() - clock
 
-    scores: list[float] = []
+    scores: list[Score] = []
     chosen = 0 if guard and wanted is None else len(candidates) - 1
     if wanted is not None:
         clock = time.perf_counter()
@@ -172,7 +174,8 @@ def aggregate(
         average=averaged,
         alignment=alignment,
         chosen=candidates[chosen].name,
-        scores={each.name: loss for each, loss in zip(candidates, scores, strict=False)},
+        scores={each.name: found.loss for each, found in zip(candidates, scores, strict=False)},
+        errors={each.name: found.errors for each, found in zip(candidates, scores, strict=False)},
         excluded=aligned.excluded,
         repair_seconds=repair_seconds,
         guard_seconds=guard_seconds,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -87,8 +88,13 @@ def run(grid: Grid, settings: SimulationSettings) -> RunRecord:
     NodesError
         If the clients do not come.
     """
-    with deterministic(settings.seed, settings.server_threads or None):
-        record = _run(grid, settings)
+    before = random.getstate()
+    random.seed(settings.seed)  # by which Flower draws the clients of a round
+    try:
+        with deterministic(settings.seed, settings.server_threads or None):
+            record = _run(grid, settings)
+    finally:
+        random.setstate(before)
     if settings.output:
         write_json(Path(settings.output), record.to_dict())
         log(INFO, "Wrote %s", settings.output)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
+from c2m3_fl.repair.sequential import Method
 from clients.settings import ClientSettings, SettingsError, option
 
 STRATEGIES = (
@@ -35,7 +37,7 @@ class SimulationSettings(ClientSettings):
     fraction_train: float = option(1.0, above=0, most=1)
     fraction_evaluate: float = option(1.0, least=0, most=1)
     matcher: str = option("default", choices=("default", "frank-wolfe", "identity"))
-    repair: str = option("repair", choices=("repair", "repair-pooled", "recalibrate"))
+    repair: str = option("repair-bounded", choices=get_args(Method))
     guard: bool = True
     proximal_mu: float = option(0.1, above=0)
     server_learning_rate: float = option(0.0, least=0)

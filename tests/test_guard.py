@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from c2m3_fl import RepairError, aggregate, average
-from c2m3_fl.guard import CalibrationSet, IdentityFirst, identity_is_optimal, score, target
+from c2m3_fl.guard import CalibrationSet, IdentityFirst, Score, best, identity_is_optimal, score, target
 from c2m3_fl.matching import CoordinateAscent, Identity, Iteration, Matching, MatchingProblem
 from c2m3_fl.symmetry import PermutationSpec
 from tests.cases import SPECS, build_problem, related_clients
@@ -129,7 +130,7 @@ def test_without_labels_the_score_is_the_cross_entropy_with_the_ensembles_classe
         wanted = target(network, OWN, data, weights=weights, device=CPU)
         found = score(network, OWN[:2], wanted, device=CPU)
         expected = [float(functional.cross_entropy(outputs(c).double(), votes.argmax(1))) for c in OWN[:2]]
-        assert found == pytest.approx(expected)
+        assert [each.loss for each in found] == pytest.approx(expected)
 
 
 def test_labels_on_the_server_are_used() -> None:
@@ -137,7 +138,10 @@ def test_labels_on_the_server_are_used() -> None:
     data = CalibrationSet.read(zip(INPUTS.split(16), labels.split(16), strict=True))
     wanted = target(network, OWN, data, weights=[1.0] * 4, device=CPU)
     found = score(network, OWN, wanted, device=CPU)
-    assert found == pytest.approx([float(functional.cross_entropy(outputs(c), labels)) for c in OWN])
+    assert [each.loss for each in found] == pytest.approx(
+        [float(functional.cross_entropy(outputs(c), labels)) for c in OWN]
+    )
+    assert [each.errors for each in found] == [int((outputs(c).argmax(1) != labels).sum()) for c in OWN]
 
 
 @pytest.mark.parametrize("labels", [torch.tensor([0, 1, 3, 0]), torch.tensor([0, -1, 2, 0])])
@@ -166,7 +170,8 @@ def test_outputs_that_are_no_class_scores_are_compared_with_the_clients_mean() -
     predicted = [module(INPUTS).detach() for module in modules]
     mean = (predicted[0] + predicted[1] + 2 * predicted[2]) / 4
     (found,) = score(regression, clients[:1], wanted, device=CPU)
-    assert found == pytest.approx(float((predicted[0] - mean).square().mean()), rel=1e-4)
+    assert found.loss == pytest.approx(float((predicted[0] - mean).square().mean()), rel=1e-4)
+    assert found.errors == 0
 
 
 def test_a_bad_matching_does_no_harm() -> None:
@@ -198,9 +203,20 @@ def test_the_best_candidate_is_returned_and_all_are_reported(clients: list[dict[
     assert list(found.scores) == (
         names if clients is SHARED else ["average", "aligned", "average-repaired", "aligned-repaired"]
     )
-    assert found.scores[found.chosen] == min(found.scores.values())
+    plain = found.errors["average"], found.scores["average"]
+    assert (found.errors[found.chosen], found.scores[found.chosen]) <= plain
     wanted = target(network, clients, CalibrationSet.read(INPUTS), weights=[1.0] * 4, device=CPU)
-    assert score(network, [found.state_dict], wanted, device=CPU) == [found.scores[found.chosen]]
+    assert score(network, [found.state_dict], wanted, device=CPU) == [
+        Score(found.scores[found.chosen], found.errors[found.chosen])
+    ]
+
+
+def test_a_smaller_loss_does_not_decide_against_the_predictions() -> None:
+    plain, confident, better = Score(2.0, 40), Score(1.0, 50), Score(1.5, 40)
+    assert best([plain]) == best([plain, confident]) == best([plain, plain]) == 0
+    assert best([plain, confident, better]) == 2
+    assert best([plain, better, confident]) == 1
+    assert best([Score(math.inf, 64), better]) == 1
 
 
 def test_the_plain_method_is_there_without_guard() -> None:

@@ -20,6 +20,7 @@ from torch import Tensor
 from c2m3_fl.federation.client import MOMENTS_QUERY
 from c2m3_fl.federation.replies import Reply, read_moments
 from c2m3_fl.repair import Moments, RepairError, goal, repair_from_moments
+from c2m3_fl.repair.bounds import largest, weight_norms
 from c2m3_fl.repair.moments import Spread, Statistics
 from c2m3_fl.repair.network import Architecture
 from c2m3_fl.symmetry import PermutationSpec
@@ -30,12 +31,13 @@ SiteMoments = Mapping[str, Moments]
 
 @dataclass(frozen=True)
 class Measured:
-    """A client whose network's moments are known, in the universe's order of neurons."""
+    """A client whose network's moments, and norms of its channels' weights, are known in the universe's order of neurons."""
 
     node: int
     name: str
     weight: float
     moments: SiteMoments
+    norms: Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,10 @@ class Repaired:
 
 
 def measured(
-    replies: Sequence[Reply], permutations: Sequence[Mapping[str, Tensor]], spec: PermutationSpec
+    module: Architecture,
+    replies: Sequence[Reply],
+    permutations: Sequence[Mapping[str, Tensor]],
+    spec: PermutationSpec,
 ) -> list[Measured]:
     """The clients that sent usable moments with their networks, mapped into the universe like their networks."""
     found = []
@@ -57,10 +62,11 @@ def measured(
             continue
         try:
             moments = {site: _mapped(site, each, maps, spec) for site, each in reply.moments.items()}
+            norms = weight_norms(module, spec.apply(reply.state_dict, maps), moments)
         except RepairError as error:
             log(WARNING, "aggregate_train: The moments of %s cannot be used: %s", reply.name, error)
             continue
-        found.append(Measured(reply.node, reply.name, reply.weight, moments))
+        found.append(Measured(reply.node, reply.name, reply.weight, moments, norms))
     return found
 
 
@@ -73,6 +79,7 @@ def repair_by_clients(
     query: RecordDict,
     arrayrecord_key: str,
     spread: Spread,
+    bounded: bool,
     exchanges: int,
     timeout: float | None,
 ) -> Repaired:
@@ -98,6 +105,8 @@ def repair_by_clients(
         Key of the network in the query.
     spread
         See `c2m3_fl.repair.goal`.
+    bounded
+        Whether no channel's weights may become larger than in the client where they are largest.
     exchanges
         How many sites to correct: the last ones in the order of the forward pass, one an exchange.
     timeout
@@ -119,7 +128,8 @@ def repair_by_clients(
         wanted = goal([{site: client.moments[site]} for client, _ in pairs], weights, spread=spread)
         found = goal([{site: answer[site]} for _, answer in pairs], weights, spread=spread)
         asked = [client for client, _ in pairs]  # who was silent once is not waited for again
-        current = _corrected(module, current, wanted, found)
+        bounds = largest({site: client.norms[site]} for client, _ in pairs) if bounded else None
+        current = _corrected(module, current, wanted, found, bounds)
     return Repaired(current, len(asked))
 
 
@@ -128,10 +138,11 @@ def _corrected(
     merged: dict[str, Tensor],
     wanted: Mapping[str, Statistics],
     found: Mapping[str, Statistics],
+    bounds: Mapping[str, Tensor] | None,
 ) -> dict[str, Tensor]:
     """The network with one site corrected, or as it was if the clients' moments make no sense of it."""
     try:
-        corrected = repair_from_moments(module, merged, wanted, found)
+        corrected = repair_from_moments(module, merged, wanted, found, bounds)
     except RepairError as error:
         log(WARNING, "aggregate_train: The layer %s stays as it is: %s", ", ".join(wanted), error)
         return merged

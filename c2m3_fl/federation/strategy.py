@@ -26,7 +26,7 @@ from c2m3_fl.guard import CANDIDATES, CalibrationSet
 from c2m3_fl.matching import Matcher, resolve_matcher
 from c2m3_fl.repair.calibration import Calibration
 from c2m3_fl.repair.network import Architecture
-from c2m3_fl.repair.sequential import Method
+from c2m3_fl.repair.sequential import BOUNDED, Method
 from c2m3_fl.robust import Robust
 from c2m3_fl.symmetry import PermutationSpec
 from c2m3_fl.validation import defect
@@ -59,8 +59,9 @@ class C2M3(FedAvg):
         The permutation groups. By default they are traced, here and once, with the first calibration inputs.
     matcher : str or Matcher (default: "default")
         See `c2m3_fl.align`.
-    repair : {"repair", "repair-pooled", "recalibrate"}, optional (default: "repair")
-        See `c2m3_fl.repair`; None for no repair.
+    repair : {"repair-bounded", "repair", "repair-pooled", "recalibrate"}, optional (default: "repair-bounded")
+        See `c2m3_fl.repair`; None for no repair. Where clients train on from the result, only the bounded repair keeps
+        weights from growing round by round; for a single round ``"repair-pooled"`` is best where labels are skewed.
     moments_from : {"server", "clients"} (default: "server")
         Who measures the activations: the server, on the calibration set, or the clients, on their own examples (see
         `c2m3_fl.federation.client`).
@@ -101,7 +102,8 @@ class C2M3(FedAvg):
     identity and as found), ``c2m3-moved`` (fraction of neurons mapped elsewhere), ``c2m3-iterations``,
     ``c2m3-matching-seconds``, ``c2m3-repair-seconds``, ``c2m3-guard-seconds``, ``c2m3-chosen`` (the global model's
     position in `c2m3_fl.guard.CANDIDATES`: 0 is FedAvg's average, 3 the repaired average in the universe),
-    ``c2m3-score-...`` (each candidate's loss, where the guard scored it), ``c2m3-clients``, ``c2m3-left-out`` (replies),
+    ``c2m3-score-...`` and ``c2m3-errors-...`` (each candidate's loss and wrong examples, where the guard scored it),
+    ``c2m3-clients``, ``c2m3-left-out`` (replies),
     ``c2m3-silent`` (clients that were asked and did not reply) and, where they measure, ``c2m3-measuring-clients``.
 
     ``train_metrics`` and ``evaluate_metrics`` hold the aggregated metrics by round, those before a resume included.
@@ -117,7 +119,7 @@ class C2M3(FedAvg):
         calibration: Calibration | None = None,
         spec: PermutationSpec | None = None,
         matcher: str | Matcher = "default",
-        repair: Method | None = "repair",
+        repair: Method | None = BOUNDED,
         moments_from: MomentsFrom = "server",
         exchanges: int = 1,
         exchange_timeout: float | None = None,
@@ -351,11 +353,12 @@ class C2M3(FedAvg):
         repaired = repair_by_clients(
             self.module,
             aggregation.state_dict,
-            measured(merged, aggregation.permutations, self.spec),
+            measured(self.module, merged, aggregation.permutations, self.spec),
             self._grid,
             query=RecordDict({self.configrecord_key: ConfigRecord({"server-round": server_round})}),
             arrayrecord_key=self.arrayrecord_key,
             spread="pooled" if self.repair == "repair-pooled" else "mean",
+            bounded=self.repair == BOUNDED,
             exchanges=self.exchanges,
             timeout=self.exchange_timeout,
         )
@@ -452,6 +455,7 @@ def _check_options(
 def _diagnostics(aggregation: Aggregation) -> dict[str, float]:
     alignment = aggregation.alignment
     scores = {f"c2m3-score-{name}": loss for name, loss in aggregation.scores.items()}
+    errors = {f"c2m3-errors-{name}": count for name, count in aggregation.errors.items()}
     return {
         "c2m3-chosen": CANDIDATES.index(aggregation.chosen),
         "c2m3-objective-before": alignment.objective_before,
@@ -462,4 +466,5 @@ def _diagnostics(aggregation: Aggregation) -> dict[str, float]:
         "c2m3-repair-seconds": aggregation.repair_seconds,
         "c2m3-guard-seconds": aggregation.guard_seconds,
         **scores,
+        **errors,
     }

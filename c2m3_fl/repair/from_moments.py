@@ -47,6 +47,7 @@ def repair_from_moments(
     merged: Mapping[str, Tensor],
     goal: Mapping[str, Statistics],
     current: Mapping[str, Statistics],
+    bounds: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """Move a merged network's activation statistics towards a goal, without data.
 
@@ -62,6 +63,8 @@ def repair_from_moments(
     current
         The merged network's statistics at those sites or more, put together from the clients' measurements *by the same
         function with the same weights and spread*, so that the clients' different data cancel out.
+    bounds
+        Per site the norms, shape ``(channels,)``, beyond which no channel's weights are scaled up; None for no bound.
 
     Returns
     -------
@@ -81,11 +84,11 @@ def repair_from_moments(
             _check(network, site, wanted, "goal")
             _check(network, site, current[site], "current statistics")
         for site, wanted in goal.items():
-            _correct(network, site, wanted, current[site])
+            _correct(network, site, wanted, current[site], None if bounds is None else bounds.get(site))
         return network.export(merged, [network.module.get_submodule(site) for site in goal])
 
 
-def _correct(network: Network, site: str, goal: Statistics, current: Statistics) -> None:
+def _correct(network: Network, site: str, goal: Statistics, current: Statistics, bound: Tensor | None) -> None:
     layer = network.module.get_submodule(site)
     if has_running_statistics(layer):
         inputs = batch_norm_input(layer, current)
@@ -94,7 +97,7 @@ def _correct(network: Network, site: str, goal: Statistics, current: Statistics)
             set_running_statistics(layer, found)
             output = batch_norm_output(layer, found)
             current = Statistics(output.mean, output.std)
-    correct(layer, current, goal)
+    correct(layer, current, goal, bound=bound)
 
 
 def _check(network: Network, site: str, found: Statistics, what: str) -> None:

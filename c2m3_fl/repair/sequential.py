@@ -12,18 +12,25 @@ layer has (`c2m3_fl.repair.sites`), so the state dict keeps its keys, shapes and
 The sites are corrected in the order of the forward pass, each before its output reaches the next layer. So one sweep is
 exact: afterwards every corrected site has its goal on the calibration set, to 1e-4 of its standard deviation in
 float32.
+
+If the network is trained on, over many rounds of federated learning, an exact repair is too much of a good thing. It
+restores spread by larger weights; clients train on from there, their spread grows, the next repair aims at that. MNIST,
+ten clients, Dirichlet(0.3), learning rate 0.05 with momentum 0.9: the global network's norm went from 16 to 47 in four
+rounds (that of plain averages to 18), and a client diverged. The bounded method therefore scales no channel's weights
+beyond the largest norm that a client has there. The mean is corrected in full.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Final, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from c2m3_fl.device import resolve_device
+from c2m3_fl.repair.bounds import largest, loaded_norms
 from c2m3_fl.repair.calibration import Calibration, read_batches
 from c2m3_fl.repair.correction import batch_norm_output, correct, is_constant, set_running_statistics
 from c2m3_fl.repair.errors import RepairError
@@ -33,9 +40,11 @@ from c2m3_fl.repair.sites import Site, has_running_statistics
 
 _log = logging.getLogger(__name__)
 
-Method = Literal["repair", "repair-pooled", "recalibrate"]
+Method = Literal["repair-bounded", "repair", "repair-pooled", "recalibrate"]
 
-_SPREADS: dict[str, Spread] = {"repair": "mean", "repair-pooled": "pooled"}
+_SPREADS: dict[str, Spread] = {"repair-bounded": "mean", "repair": "mean", "repair-pooled": "pooled"}
+BOUNDED: Final = "repair-bounded"
+"""The method that bounds weights."""
 
 
 def repair(
@@ -66,7 +75,9 @@ def repair(
         Per client a weight, such as its number of examples; equal ones for None. Only their ratios matter, and a client
         of weight zero is ignored.
     method
-        `"repair"` aims at the mean of the clients' standard deviations, as the paper; `"repair-pooled"` at the standard
+        `"repair"` aims at the mean of the clients' standard deviations, as the paper; `"repair-bounded"`, for networks
+        that are trained on, does so only as far as no channel's weights become larger than in the client where they are
+        largest; `"repair-pooled"` aims at the standard
         deviation of their activations together (see `c2m3_fl.repair.goal`), better where labels are skewed;
         `"recalibrate"` recomputes BatchNorm's running statistics and nothing else (also known as resetting them).
     output_layer
@@ -100,14 +111,16 @@ def repair(
         network.load(merged, "the merged network")
         sites = network.sites(batches[0])
         goals: dict[str, Statistics] = {}
+        bounds: dict[str, Tensor] = {}
         if method in _SPREADS:
             chosen = [site for site in sites if output_layer or not site.is_output]
-            goals = _goals(network, chosen, endpoints, shares, batches, spread=_SPREADS[method])
+            goals, norms = _goals(network, chosen, endpoints, shares, batches, spread=_SPREADS[method])
+            bounds = norms if method == BOUNDED else {}
             network.load(merged, "the merged network")
         todo = [s for s in sites if s.name in goals or has_running_statistics(network.layer(s))]
         if not todo:
             _log.warning("the module has no layer that %s could correct; the merged network stays as it is", method)
-        sweep = _Sweep(network, todo, goals, len(batches))
+        sweep = _Sweep(network, todo, goals, bounds, len(batches))
         sweep.run(batches)
         return network.export(merged, [network.layer(site) for site in todo])
 
@@ -120,13 +133,15 @@ def _goals(
     batches: Sequence[Tensor],
     *,
     spread: Spread,
-) -> dict[str, Statistics]:
-    moments = []
+) -> tuple[dict[str, Statistics], dict[str, Tensor]]:
+    """Per site the statistics to aim at, and the largest norm of each channel's weights."""
+    moments, norms = [], []
     for index, (endpoint, share) in enumerate(zip(endpoints, shares, strict=True)):
         if share > 0:
             network.load(endpoint, f"endpoint {index}")
             moments.append(measure_sites(network, sites, batches, f"endpoint {index}"))
-    return goal(moments, [share for share in shares if share > 0], spread=spread)
+            norms.append(loaded_norms(network, moments[-1]))
+    return goal(moments, [share for share in shares if share > 0], spread=spread), largest(norms)
 
 
 class _StopForward(BaseException):
@@ -136,10 +151,18 @@ class _StopForward(BaseException):
 class _Sweep:
     """The corrections in order. The frontier is the first site that is not corrected yet."""
 
-    def __init__(self, network: Network, sites: Sequence[Site], goals: Mapping[str, Statistics], batches: int) -> None:
+    def __init__(
+        self,
+        network: Network,
+        sites: Sequence[Site],
+        goals: Mapping[str, Statistics],
+        bounds: Mapping[str, Tensor],
+        batches: int,
+    ) -> None:
         self.network = network
         self.sites = list(sites)
         self.goals = goals
+        self.bounds = bounds
         self.batches = batches
         self.position = 0
         self.batch = 0
@@ -200,4 +223,5 @@ class _Sweep:
             set_running_statistics(layer, moments)
             moments = batch_norm_output(layer, moments)
         if site.name in self.goals:
-            correct(layer, Statistics(moments.mean, moments.std), self.goals[site.name], constant)
+            current = Statistics(moments.mean, moments.std)
+            correct(layer, current, self.goals[site.name], constant, self.bounds.get(site.name))

@@ -95,6 +95,18 @@ def channels(layer: nn.Module) -> int:
     return int(bias.shape[0])
 
 
+def channel_norms(layer: nn.Module) -> Tensor:
+    """Euclidean norm of each output channel's weights, shape ``(channels,)``, float64; the bias does not count."""
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
+    weights = weight.detach().double()
+    if isinstance(layer, _TRANSPOSED):
+        weights = weights.view(int(layer.groups), -1, *weights.shape[1:]).transpose(1, 2)
+        weights = weights.flatten(2).flatten(0, 1)
+    norms: Tensor = torch.linalg.vector_norm(weights.reshape(len(weights), -1), dim=1)
+    return norms
+
+
 def channel_axis(layer: nn.Module, args: tuple[object, ...], kwargs: dict[str, object], output: object) -> int | None:
     """Axis of the output that holds the channels, or None where a correction would not fold into the parameters.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import partial
@@ -75,12 +75,14 @@ class Benchmark:
         self._ledger = ledger
         self._data_dir = data_dir
 
-    def run(self, cells: Iterable[Cell]) -> None:
-        """Measure what is not written down yet."""
+    def run(self, cells: Iterable[Cell], methods: Container[str] | None = None) -> None:
+        """Measure what is not written down yet, of those methods or of all."""
         for cell in cells:
             for seed in cell.seeds:
                 clients = FirstRound(client_app)  # shared by all methods of this repetition
                 for method, settings in _plan(cell, seed):
+                    if methods is not None and method not in methods:
+                        continue
                     judge = self._judge_clients if method == CLIENTS else self._train
                     self._measure(cell, method, settings, partial(judge, settings, clients))
 
@@ -98,6 +100,10 @@ class Benchmark:
         chosen, usual = settings.run_config(), SimulationSettings().run_config()
         # Only what differs from the defaults, so that a new option of the app invalidates nothing.
         depends: dict[str, Any] = {"version": _VERSION}
+        if method in METHODS and METHODS[method].revision > 1:
+            depends["revision"] = METHODS[method].revision
+        if settings.fraction_train < 1:
+            depends["sampling"] = "seeded"
         depends |= {key: value for key, value in chosen.items() if key not in _ELSEWHERE and value != usual[key]}
         return self._ledger.measure({"cell": cell.name, "method": method, "seed": settings.seed}, depends, compute)
 

@@ -7,8 +7,9 @@ import logging
 from pathlib import Path
 
 from clients.training import choose_device
-from simulations.federated.benchmark import Benchmark
+from simulations.federated.benchmark import CLIENTS, Benchmark
 from simulations.federated.cells import SCALES
+from simulations.federated.methods import METHODS
 from simulations.federated.report import write_page
 from simulations.federated.summary import summarise
 from simulations.paper.endpoints import hardware
@@ -20,6 +21,7 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m simulations federated", description=__doc__)
     parser.add_argument("--scale", choices=SCALES, default="smoke", help="how large (default: %(default)s)")
     parser.add_argument("--cells", default="", help="only cells whose name contains this")
+    parser.add_argument("--methods", nargs="+", choices=(CLIENTS, *METHODS), help="only these strategies")
     parser.add_argument("--data-dir", type=Path, default=Path("data"), help="folder of the data sets")
     parser.add_argument("--results", type=Path, default=Path("docs/results"), help="folder of the measurements")
     parser.add_argument("--page", type=Path, default=Path("docs/federated.md"), help="the page to put tables into")
@@ -33,7 +35,7 @@ def main(arguments: list[str]) -> None:
     ledger = Ledger(options.results / f"federated-{options.scale}.jsonl", hardware(choose_device("auto")))
     benchmark = Benchmark(ledger, options.data_dir.resolve())
     if not options.report:
-        benchmark.run(cells)
+        benchmark.run(cells, options.methods)
     records = benchmark.known(everything)
     write_page(options.page, options.scale, summarise(everything, records), records)
     print(options.page)

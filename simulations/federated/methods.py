@@ -19,20 +19,25 @@ class Method:
         Of its curves.
     overrides
         Fields of `SimulationSettings` and their values.
+    revision
+        To be raised when the strategy changes: its older measurements do not count any more then.
     """
 
     label: str
     colour: str
     overrides: Mapping[str, Any] = field(default_factory=dict)
+    revision: int = 1
 
 
 METHODS: dict[str, Method] = {
     "fedavg": Method("FedAvg", "#d9534f", {"strategy": "fedavg"}),
-    "fedavg-repair": Method("FedAvg + REPAIR", "#d9822b", {"strategy": "c2m3", "matcher": "identity", "guard": False}),
+    "fedavg-repair": Method(
+        "FedAvg + REPAIR", "#d9822b", {"strategy": "c2m3", "matcher": "identity", "guard": False}, 2
+    ),
     "c2m3-align": Method("C2M3, no REPAIR", "#7fb2dd", {"strategy": "c2m3-align", "guard": False}),
     "c2m3-repair": Method("C2M3 + REPAIR", "#5b9bd5", {"strategy": "c2m3", "guard": False}),
-    "c2m3": Method("C2M3 + REPAIR, guard", "#0b3d78", {"strategy": "c2m3"}),
-    "c2m3-pooled": Method("C2M3 + pooled REPAIR, guard", "#c77cba", {"strategy": "c2m3", "repair": "repair-pooled"}),
+    "c2m3": Method("C2M3 + REPAIR, guard", "#0b3d78", {"strategy": "c2m3"}, 2),
+    "c2m3-unbounded": Method("C2M3 + unbounded REPAIR, guard", "#c77cba", {"strategy": "c2m3", "repair": "repair"}, 2),
     "fedprox": Method("FedProx", "#3a9a6e", {"strategy": "fedprox"}),
     "fedavgm": Method("FedAvgM", "#8a5fbf", {"strategy": "fedavgm", "server_momentum": 0.5}),
     "fedadam": Method("FedAdam", "#b07aa1", {"strategy": "fedadam"}),

@@ -16,7 +16,7 @@ from simulations.paper.ledger import Record
 from simulations.settings import SimulationSettings
 
 _USUAL_RATE = SimulationSettings().learning_rate
-_OURS = ("c2m3", "c2m3-pooled", "c2m3-repair")
+_OURS = ("c2m3", "c2m3-unbounded", "c2m3-repair")
 
 
 def write_page(page: Path, scale: str, results: Sequence[Result], records: Sequence[Record]) -> None:

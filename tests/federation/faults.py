@@ -180,7 +180,7 @@ def _random() -> StateDict:
 
 
 def _colluding() -> list[Message]:
-    boosted = {name: tensor * 10 for name, tensor in scene().own.items()}
+    boosted = {name: tensor * 4 for name, tensor in scene().own.items()}
     return [reply(FAULTY_NODE, boosted), reply(FAULTY_NODE + 1, boosted)]
 
 
@@ -258,6 +258,11 @@ FAULTS: dict[str, Fault] = {
         0,
         "merged; the matching puts them back",
     ),
+    "diverged": _tensors(
+        _all(lambda _, t: 10 * t),
+        "sends a network ten times too large, as after training that diverged",
+        "times the usual",
+    ),
     "huge weight": Fault(
         "claims 1e12 examples for a flipped network",
         lambda: [reply(FAULTY_NODE, scene().flipped, 1e12)],
@@ -272,7 +277,7 @@ FAULTS: dict[str, Fault] = {
         "agrees with the majority",
         robust=True,
     ),
-    "scaled": _tensors(_all(lambda _, t: 10 * t), "scales its network by 10", "its distance", robust=True),
+    "scaled": _tensors(_all(lambda _, t: 4 * t), "scales its network by 4", "its distance", robust=True),
     "boosted": _tensors(
         _all(lambda n, t: scene().broadcast[n] + 10 * (t - scene().broadcast[n])),
         "scales its update by 10",
@@ -283,7 +288,7 @@ FAULTS: dict[str, Fault] = {
     "random": Fault("sends a random network", lambda: [reply(FAULTY_NODE, _random())], 1, "its distance", robust=True),
     "noise": _tensors(_all(_noise), "adds noise of three standard deviations", "its distance", robust=True),
     "two colluding": Fault(
-        "joins with a second client that scales its network by 10", _colluding, 2, "its distance", robust=True
+        "joins with a second client that scales its network by 4", _colluding, 2, "its distance", robust=True
     ),
 }
 

@@ -98,7 +98,14 @@ def repaired_on_the_server(clients: Iterable[int] = range(4)) -> dict[str, Tenso
     chosen = list(clients)
     networks, weights = [CLIENTS[i] for i in chosen], [WEIGHTS[i] for i in chosen]
     return aggregate(
-        network, networks, weights=weights, spec=SPEC, calibration=INPUTS, guard=False, device="cpu"
+        network,
+        networks,
+        weights=weights,
+        spec=SPEC,
+        calibration=INPUTS,
+        repair="repair-bounded",
+        guard=False,
+        device="cpu",
     ).state_dict
 
 

@@ -270,7 +270,12 @@ def test_summary_tells_the_settings_in_flowers_style(flower_log: pytest.LogCaptu
     with flower_log.at_level(logging.INFO, logger="flwr"):
         strategy(min_train_nodes=5).summary()
     text = flower_log.text
-    for piece in ("C2M3 settings", "Permutation groups: 1 (8 neurons)", "repair (calibration inputs: 32)", "train (5)"):
+    for piece in (
+        "C2M3 settings",
+        "Permutation groups: 1 (8 neurons)",
+        "repair-bounded (calibration inputs: 32)",
+        "train (5)",
+    ):
         assert piece in text
     assert text.index("C2M3 settings") < text.index("Sampling")
 

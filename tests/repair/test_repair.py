@@ -10,7 +10,8 @@ import torch
 from repair_networks import NETWORKS, State, average, client, inputs
 from torch import Tensor, nn
 
-from c2m3_fl.repair import RepairError, repair
+from c2m3_fl.repair import RepairError, measure, repair
+from c2m3_fl.repair.bounds import largest, weight_norms
 
 TOLERANCE = 1e-4
 """Of means and standard deviations, relative to the goal's standard deviation."""
@@ -159,6 +160,64 @@ def test_the_pooled_method_includes_how_far_the_clients_lie_apart() -> None:
         wanted = (shares * (stds**2 + (means - (shares * means).sum(0)) ** 2)).sum(0).sqrt()
         torch.testing.assert_close(mean, (shares * means).sum(0), rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(std, wanted, rtol=1e-4, atol=1e-6)
+
+
+def norms(name: str, state: State) -> dict[str, Tensor]:
+    sites = measure(NETWORKS[name], state, inputs(), device="cpu")
+    return weight_norms(NETWORKS[name], state, sites)
+
+
+@every_network
+def test_bounded_weights_are_no_larger_than_a_clients_and_the_means_are_right(name: str) -> None:
+    states, x = clients_of(name), inputs()
+    merged = average(states, WEIGHTS)
+    bounded, free = (
+        repair(NETWORKS[name], merged, states, x, weights=WEIGHTS, method=method, device="cpu")
+        for method in ("repair-bounded", "repair")
+    )
+    limits = largest(norms(name, state) for state in states)
+    found = norms(name, bounded)
+    assert all(bool((found[site] <= limits[site] * (1 + 1e-6)).all()) for site in limits)
+    if any(bool((values > limits[site] * (1 + 1e-3)).any()) for site, values in norms(name, free).items()):
+        assert not same(bounded, free)
+    got, goals = observe(name, bounded, x), [observe(name, state, x) for state in states]
+    for layer, (mean, _) in got.items():
+        means, stds = (torch.stack([g[layer][i] for g in goals]) for i in range(2))
+        shares = torch.tensor(WEIGHTS, dtype=torch.float64)[:, None] / sum(WEIGHTS)
+        error = (mean - (shares * means).sum(0)).abs()
+        assert bool((error <= 1e-3 * (1 + stds.amax(0))).all())
+
+
+def test_repaired_networks_that_are_trained_on_do_not_grow() -> None:
+    """Five clients, one class each, train from the repaired average, round after round."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(240, 3, 8, 8, generator=generator)
+    labels = torch.arange(240) % 5
+    x[torch.arange(240), 0, 0, labels] += 4
+
+    def trained(state: State, part: Tensor) -> State:
+        module = networks.mlp()
+        module.load_state_dict(state)
+        optimizer = torch.optim.SGD(module.parameters(), lr=0.1, momentum=0.9)
+        for _ in range(10):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(module(x[part]), labels[part]).backward()
+            optimizer.step()
+        return {key: value.detach().clone() for key, value in module.state_dict().items()}
+
+    def after(rounds: int, method: str | None) -> float:
+        torch.manual_seed(0)
+        state: State = dict(networks.mlp().state_dict())
+        for _ in range(rounds):
+            states = [trained(state, torch.nonzero(labels == label)[:, 0]) for label in range(5)]
+            state = average(states)
+            if method is not None:
+                state = repair(networks.mlp, state, states, x, method=method, device="cpu")  # type: ignore[arg-type]
+        return math.sqrt(sum(float(value.square().sum()) for value in state.values()))
+
+    plain, bounded, free = after(6, None), after(6, "repair-bounded"), after(6, "repair")
+    assert bounded < 1.25 * plain
+    assert free > 1.4 * plain  # what the bound is for
 
 
 @pytest.mark.parametrize("method", ["repair", "recalibrate"])

@@ -2,6 +2,7 @@
 
 import json
 import math
+import random
 from dataclasses import replace
 from pathlib import Path
 
@@ -48,6 +49,17 @@ def test_the_same_settings_give_the_same_figures() -> None:
     first, again = simulate(QUICK, 3), simulate(QUICK, 3)
     assert [each.server for each in first.rounds] == [each.server for each in again.rounds]
     assert first.rounds[1].server != simulate(replace(QUICK, seed=1), 3).rounds[1].server
+
+
+def test_the_seed_draws_the_clients_of_a_round() -> None:
+    partial = replace(QUICK, strategy="fedavg", fraction_train=0.3)
+    random.seed(1)
+    first = simulate(partial, 10)
+    outside = random.random()
+    again = simulate(partial, 10)
+    assert [each.server for each in first.rounds] == [each.server for each in again.rounds]
+    random.seed(1)
+    assert outside == random.random()
 
 
 def test_from_different_initialisations_averaging_fails_and_c2m3_does_not() -> None:
