@@ -143,8 +143,8 @@ def _cpu() -> Scale:
         groups={"mlp-mnist": 4},
         sizes={
             "mlp": Sizes(0, 5_000, 1_024),
-            "resnet20": Sizes(2_500, 1_000, 1_024),
-            "vgg16": Sizes(2_500, 1_000, 1_024),
+            "resnet20": Sizes(2_500, 1_000, 512),
+            "vgg16": Sizes(2_500, 1_000, 512),
         },
         curve_points=11,
         landscape_points=13,
