@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
+from c2m3_fl.federation.strategy import MomentsFrom
 from c2m3_fl.repair.sequential import Method
+from c2m3_fl.robust import Robust
 from clients.settings import ClientSettings, SettingsError, option
 
 STRATEGIES = (
@@ -39,6 +41,9 @@ class SimulationSettings(ClientSettings):
     matcher: str = option("default", choices=("default", "frank-wolfe", "identity"))
     repair: str = option("repair-bounded", choices=get_args(Method))
     guard: bool = True
+    robust: str = option("no", choices=("no", *get_args(Robust)))
+    group_size: int = option(0, least=0)
+    moments_from: str = option("server", choices=get_args(MomentsFrom))
     proximal_mu: float = option(0.1, above=0)
     server_learning_rate: float = option(0.0, least=0)
     server_momentum: float = option(0.9, least=0, most=1)

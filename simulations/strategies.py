@@ -26,7 +26,9 @@ from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords
 from torch import Tensor
 
 from c2m3_fl import C2M3, PermutationSpec
+from c2m3_fl.federation.strategy import MomentsFrom
 from c2m3_fl.repair.sequential import Method
+from c2m3_fl.robust import Robust
 from clients.data import load_data
 from simulations.central import TestSet, global_model
 from simulations.settings import SimulationSettings
@@ -73,6 +75,9 @@ def _c2m3(
         matcher=settings.matcher,
         repair=repair,
         guard=settings.guard,
+        robust=None if settings.robust == "no" else cast(Robust, settings.robust),
+        group_size=settings.group_size or None,
+        moments_from=cast(MomentsFrom, settings.moments_from),
         device=settings.server_device,
         **sampling,
     )

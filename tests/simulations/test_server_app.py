@@ -5,17 +5,20 @@ import math
 import random
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from flwr.clientapp import ClientApp
 
+from c2m3_fl import C2M3
 from clients.data import load_data
 from simulations.central import TestSet, calibration_inputs, global_model
 from simulations.grid import InProcessGrid, simulate
 from simulations.records import write_json
 from simulations.server_app import NodesError, run
 from simulations.settings import STRATEGIES, SimulationSettings
+from simulations.strategies import build_strategy
 
 QUICK = SimulationSettings(model_width=0.1, local_epochs=1, num_server_rounds=2)
 OWN_STARTS = SimulationSettings(
@@ -49,6 +52,18 @@ def test_the_same_settings_give_the_same_figures() -> None:
     first, again = simulate(QUICK, 3), simulate(QUICK, 3)
     assert [each.server for each in first.rounds] == [each.server for each in again.rounds]
     assert first.rounds[1].server != simulate(replace(QUICK, seed=1), 3).rounds[1].server
+
+
+@pytest.mark.parametrize("options", [{"robust": "exclude"}, {"group_size": 2}, {"moments_from": "clients"}])
+def test_c2m3s_options_are_run_config_keys(options: dict[str, Any]) -> None:
+    settings = replace(QUICK, **options)
+    record = simulate(SimulationSettings.parse(settings.run_config(), strict=True), 3)
+    assert all(math.isfinite(each.server["loss"]) for each in record.rounds)
+    assert ("c2m3-measuring-clients" in record.rounds[1].train) == (settings.moments_from == "clients")
+    strategy = build_strategy("c2m3", settings, num_clients=3, calibration=calibration_inputs(settings))
+    assert isinstance(strategy, C2M3)
+    given = (strategy.robust or "no", strategy.group_size or 0, strategy.moments_from)
+    assert given == (settings.robust, settings.group_size, settings.moments_from)
 
 
 def test_the_seed_draws_the_clients_of_a_round() -> None:
