@@ -23,9 +23,6 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import Dataset
 
-from c2m3_fl.matching import Identity, Matcher, Matching, MatchingProblem
-from c2m3_fl.matching.assignment import assign
-from c2m3_fl.matching.problem import contract, weighted_sum
 from c2m3_fl.repair import RepairError
 from c2m3_fl.repair.calibration import Calibration, read_batches
 from c2m3_fl.repair.network import Architecture, Network, private_network
@@ -33,8 +30,6 @@ from c2m3_fl.repair.network import Architecture, Network, private_network
 Candidate = Literal["average", "average-repaired", "aligned", "aligned-repaired"]
 CANDIDATES: tuple[Candidate, ...] = get_args(Candidate)
 """Every candidate, in the order of its numeric code. The first is federated averaging; ties go to the earlier one."""
-
-_TOLERANCE = 1e-6
 
 
 @dataclass(frozen=True)
@@ -258,68 +253,3 @@ def _loss(outputs: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
     ]
     mean = float(torch.stack(losses).sum()) / sum(len(output) for output in outputs)
     return mean if math.isfinite(mean) else math.inf
-
-
-@dataclass(frozen=True)
-class IdentityFirst:
-    """A matcher that proves, where it can, that the identity needs no improvement, and calls another where it cannot.
-
-    Clients that trained for a short while from one network are aligned as they are. The proof costs one product of
-    matrices per client and group, and fails at the first client otherwise.
-
-    Parameters
-    ----------
-    matcher
-        What to do if there is no proof.
-    """
-
-    matcher: Matcher
-
-    def match(self, problem: MatchingProblem) -> Matching:
-        """Solve a matching problem."""
-        if identity_is_optimal(problem):
-            return Identity().match(problem)
-        return self.matcher.match(problem)
-
-
-def identity_is_optimal(problem: MatchingProblem) -> bool:
-    r"""Whether no single assignment, of one client's neurons in one group, can gain over the identity.
-
-    For client p and group g the objective is linear in the permutation, with :math:`R = \sum_{q \ne p} w_q X_q` and
-    :math:`G_{ij}` the inner product of R's slice i with the client's slice j. The identity is optimal if every diagonal
-    entry is the largest of its row; failing that, if the assignment problem says so. All this is a certificate of a
-    coordinate-wise maximum, the same that ends a coordinate ascent. A group that acts twice on one tensor makes the
-    objective quadratic: then there is no certificate.
-    """
-    if any(len(set(block.groups)) < block.order for block in problem.blocks):
-        return False
-    sums = [weighted_sum(block.data, problem.weights) for block in problem.blocks]
-    for client, weight in enumerate(problem.weights):
-        others = [
-            torch.sub(total, block.data[client], alpha=weight)
-            for total, block in zip(sums, problem.blocks, strict=True)
-        ]
-        for group in range(len(problem.group_sizes)):
-            gains = _gains(problem, client, group, others)
-            if not _diagonal_is_optimal(gains):
-                return False
-    return True
-
-
-def _gains(problem: MatchingProblem, client: int, group: int, others: Sequence[Tensor]) -> Tensor:
-    size = problem.group_sizes[group]
-    total = torch.zeros(size, size, dtype=problem.dtype, device=problem.device)
-    for block, rest in zip(problem.blocks, others, strict=True):
-        for axis in block.axes_of(group):
-            total += contract(rest[None], block.data[client][None], axis)[0]
-    return total
-
-
-def _diagonal_is_optimal(gains: Tensor) -> bool:
-    diagonal, largest = gains.diagonal(), gains.amax(dim=1)
-    threshold = _TOLERANCE * float(largest.abs().sum())
-    if float((largest - diagonal).double().sum()) <= threshold:
-        return True
-    matrix = gains.cpu()
-    gained = matrix.gather(1, assign(matrix)[:, None]).double().sum() - matrix.diagonal().double().sum()
-    return float(gained) <= threshold

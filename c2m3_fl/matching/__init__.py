@@ -11,6 +11,7 @@ from c2m3_fl.matching.coordinate_ascent import CoordinateAscent
 from c2m3_fl.matching.default import UniverseMatcher
 from c2m3_fl.matching.frank_wolfe import FrankWolfe
 from c2m3_fl.matching.git_rebasin import GitReBasin
+from c2m3_fl.matching.identity_first import IdentityFirst
 from c2m3_fl.matching.matcher import Identity, Iteration, Matcher, Matching
 from c2m3_fl.matching.merge_many import MergeMany
 from c2m3_fl.matching.pairwise_frank_wolfe import PairwiseFrankWolfe
@@ -58,6 +59,7 @@ __all__ = [
     "FrankWolfe",
     "GitReBasin",
     "Identity",
+    "IdentityFirst",
     "Iteration",
     "Matcher",
     "Matching",

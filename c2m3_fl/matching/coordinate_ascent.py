@@ -19,7 +19,7 @@ from torch import Tensor
 
 from c2m3_fl.matching.assignment import assign
 from c2m3_fl.matching.matcher import Iteration, Matching
-from c2m3_fl.matching.problem import MatchingProblem, contract, inner, weighted_sum
+from c2m3_fl.matching.problem import MatchingProblem, gains, inner, weighted_sum
 
 
 @dataclass(frozen=True)
@@ -134,9 +134,9 @@ class Universe:
         return [self.versions[number] for number in self.blocks_of[group]]
 
     def _move(self, client: int, group: int, others: dict[int, Tensor]) -> bool:
-        gains = self._gains(client, group, others).cpu()
-        order = assign(gains)
-        new, old = gains.gather(1, order[:, None]).double(), gains.diagonal().double()
+        matrix = gains(self.problem, group, self.images, client, others).cpu()
+        order = assign(matrix)
+        new, old = matrix.gather(1, order[:, None]).double(), matrix.diagonal().double()
         gain, part = float(new.sum() - old.sum()), float(new.abs().sum())
         self.parts[group][client] = part
         if gain <= self.tolerance * part:
@@ -157,15 +157,6 @@ class Universe:
             self.versions[number] += 1
         self.permutations[group][client] = self.permutations[group][client][order]
         return True
-
-    def _gains(self, client: int, group: int, others: dict[int, Tensor]) -> Tensor:
-        total: Tensor | None = None
-        for number in self.blocks_of[group]:
-            for axis in self.problem.blocks[number].axes_of(group):
-                share = contract(others[number][None], self.images[number][client][None], axis)[0]
-                total = share if total is None else total.add_(share)
-        assert total is not None
-        return total
 
     def _reordered(self, number: int, client: int, group: int, index: Tensor) -> Tensor:
         image = self.images[number][client]

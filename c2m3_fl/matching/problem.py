@@ -189,6 +189,37 @@ def contract(left: Tensor, right: Tensor, axis: int) -> Tensor:
     return torch.bmm(matrix(left), matrix(right).transpose(1, 2))
 
 
+def gains(
+    problem: MatchingProblem, group: int, images: Sequence[Tensor], client: int, others: Mapping[int, Tensor]
+) -> Tensor:
+    """What a client's neurons of one group are worth at each place, relative to where they are.
+
+    Parameters
+    ----------
+    problem
+        The clients.
+    group
+        The group.
+    images
+        Per block the clients where they are, shape ``(clients, *group sizes, rest)``.
+    client
+        The client.
+    others
+        Per block that carries the group, the weighted sum of the others, shape ``(*group sizes, rest)``.
+
+    Returns
+    -------
+    Tensor
+        Shape ``(size, size)``: entry ``(i, j)`` is the inner product of the others' slice i with the client's slice j.
+    """
+    size = problem.group_sizes[group]
+    total = torch.zeros(size, size, dtype=problem.dtype, device=problem.device)
+    for number, block in enumerate(problem.blocks):
+        for axis in block.axes_of(group):
+            total += contract(others[number][None], images[number][client][None], axis)[0]
+    return total
+
+
 def weighted_sum(data: Tensor, weights: Sequence[float]) -> Tensor:
     """Sum over clients of weight times data, client by client so that no copy of all clients is made."""
     total = data[0] * weights[0]
