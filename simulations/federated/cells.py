@@ -13,14 +13,14 @@ _IN_MANY_ROUNDS = (
     "fedavg",
     "c2m3",
     "c2m3-unbounded",
-    "fedavg-repair",
+    "fedavg-bounded",
     "c2m3-align",
     "fedprox",
     "fedavgm",
     "fedadam",
     "fedmedian",
 )
-_BRIEFLY = ("fedavg", "c2m3", "c2m3-unbounded", "fedavg-repair", "fedprox", "fedadam")
+_BRIEFLY = ("fedavg", "c2m3", "c2m3-unbounded", "fedavg-bounded", "fedprox", "fedadam")
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ def _cpu() -> Iterator[Cell]:
     # Flower's examples take shorter steps than ours.
     for slow in (replace(mnist, learning_rate=0.02), replace(rounds, learning_rate=0.02)):
         for cell in _shared(replace(slow, local_epochs=5), seeds, 10, 0.9, "dirichlet-0.3", note="-lr0.02"):
-            yield replace(cell, methods=("fedavg", "c2m3", "c2m3-unbounded", "fedavg-repair"))
+            yield replace(cell, methods=("fedavg", "c2m3", "c2m3-unbounded", "fedavg-bounded"))
     yield from _shared(replace(rounds, local_epochs=1), seeds, 10, 0.9, "iid", "dirichlet-0.3")
     yield from _shared(replace(rounds, local_epochs=20), seeds, 10, 0.9, "iid", "dirichlet-0.3")
     partial = replace(rounds, local_epochs=5, fraction_train=0.3)
