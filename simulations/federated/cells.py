@@ -128,7 +128,8 @@ def _smoke() -> Iterator[Cell]:
 
 def _cpu() -> Iterator[Cell]:
     seeds = (0, 1, 2)
-    yield from _one_shot(replace(_MNIST, train_size=20_000), seeds, (5, 10), 0.9)
+    yield from _one_shot(replace(_MNIST, train_size=20_000), (*seeds, 3, 4, 5), (5,), 0.9)
+    yield from _one_shot(replace(_MNIST, train_size=20_000), seeds, (10,), 0.9)
     rounds = replace(_DIGITS, num_server_rounds=10)
     yield from _shared(replace(rounds, local_epochs=5), seeds, 10, 0.9, *_PARTITIONS)
     mnist = replace(_MNIST, train_size=6_000, model_width=0.5, num_server_rounds=6)
