@@ -22,7 +22,7 @@ _INTRODUCTION = (
     "is written by hand.",
     "Any of them is run again by `python -m simulations NAME --scale cpu --data-dir DIR`, and all by the name `paper`. "
     "Networks and measurements are kept in a cache: what was interrupted goes on where it was.",
-    "The two sizes are `cpu` (narrow networks, short training, parts of CIFAR: what a laptop does) and `paper` (the "
+    "The two sizes are `cpu` (narrow networks, few epochs: what a laptop does) and `paper` (the "
     "paper's networks and epochs, for a GPU). Accuracies of different sizes cannot be compared with one another or with "
     "the paper's; the order of the methods can.",
 )
