@@ -144,8 +144,9 @@ def _cpu() -> Iterator[Cell]:
     partial = replace(rounds, local_epochs=5, fraction_train=0.3)
     yield from _shared(partial, seeds, 20, 0.9, "iid", "dirichlet-0.3", note="-partial")
     cifar = replace(_CIFAR10, train_size=2_000, model_width=0.5, local_epochs=3, num_server_rounds=6)
-    for cell in _shared(cifar, seeds, 5, 0.4, "dirichlet-0.3", "iid"):
-        yield replace(cell, methods=_BRIEFLY)
+    for partition, repeated in (("dirichlet-0.3", seeds), ("iid", (*seeds, 3, 4, 5))):
+        for cell in _shared(cifar, repeated, 5, 0.4, partition):
+            yield replace(cell, methods=_BRIEFLY)
     yield from _thousand(replace(_MNIST, model_width=0.25, batch_size=16, num_server_rounds=3))
     for norm in ("batch", "layer"):
         deep = replace(
