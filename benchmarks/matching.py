@@ -11,14 +11,12 @@ import argparse
 import ctypes
 import gc
 import json
-import platform
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-import numpy
-import scipy
 import torch
 
 from benchmarks.endpoints import Family
@@ -38,7 +36,9 @@ from c2m3_fl.matching import (
 from c2m3_fl.matching.problem import as_client_maps
 from c2m3_fl.repair import repair
 from simulations.pages import replace_block
+from simulations.paper.endpoints import hardware
 from simulations.paper.pair_sum import PairSumFrankWolfe
+from simulations.records import Environment
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAIR_SUM = "pair-sum"
@@ -146,12 +146,9 @@ def _memory(field: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
 
 
-def environment() -> dict[str, str]:
+def environment() -> dict[str, Any]:
     """What the figures were measured on."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
-    versions = {"torch": torch.__version__, "scipy": scipy.__version__, "numpy": numpy.__version__}
-    return {"processor": model, "threads": "1", "python": platform.python_version(), **versions}
+    return {"hardware": hardware(torch.device("cpu")), **asdict(Environment())}
 
 
 def draw(rows: Sequence[Row], folder: Path) -> None:

@@ -137,8 +137,7 @@ def aggregate(
     if robust is not None:
         checked = capped(checked)
     clock = time.perf_counter()
-    judged = guard and data is not None
-    wanted = target(module, state_dicts, data, weights=checked, device=place) if judged and data is not None else None
+    wanted = target(module, state_dicts, data, weights=checked, device=place) if guard and data is not None else None
     guard_seconds = time.perf_counter() - clock
 
     excluded = {} if wanted is None else dict.fromkeys(sorted(wanted.broken), _NOT_FINITE)
