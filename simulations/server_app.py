@@ -6,6 +6,7 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from logging import INFO
 from pathlib import Path
 
@@ -14,9 +15,11 @@ from flwr.common import log
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import Result
 
+from c2m3_fl import C2M3
 from clients.training import deterministic
 from simulations.central import TestSet, calibration_inputs, global_model
 from simulations.records import RoundRecord, RunRecord, write_json
+from simulations.resuming import claim
 from simulations.settings import SimulationSettings
 from simulations.strategies import Comparison, SideBySide, build_strategy
 
@@ -50,7 +53,7 @@ def _evaluation(test_set: TestSet) -> Callable[[int, ArrayRecord], MetricRecord]
     return evaluate
 
 
-def _rounds(result: Result, comparisons: dict[int, Comparison]) -> tuple[RoundRecord, ...]:
+def _rounds(result: Result, comparisons: dict[int, Comparison], done: int) -> tuple[RoundRecord, ...]:
     def comparison(number: int) -> dict[str, object]:
         if number not in comparisons:
             return {}
@@ -58,7 +61,7 @@ def _rounds(result: Result, comparisons: dict[int, Comparison]) -> tuple[RoundRe
 
     return tuple(
         RoundRecord(
-            round=number,
+            round=done + number,
             server=dict(metrics),
             train=dict(result.train_metrics_clientapp.get(number, {})),
             evaluate=dict(result.evaluate_metrics_clientapp.get(number, {})),
@@ -81,10 +84,12 @@ def run(grid: Grid, settings: SimulationSettings) -> RunRecord:
     Returns
     -------
     RunRecord
-        Every round's figures.
+        Every round's figures; of a run that was resumed, those of the last round before and of all since.
 
     Raises
     ------
+    SettingsError
+        If ``settings.checkpoint`` holds another run.
     NodesError
         If the clients do not come.
     """
@@ -103,25 +108,29 @@ def run(grid: Grid, settings: SimulationSettings) -> RunRecord:
 
 def _run(grid: Grid, settings: SimulationSettings) -> RunRecord:
     start = time.perf_counter()
+    checkpoint = claim(settings)
     num_clients = _count_clients(grid, settings.num_clients)
-    calibration = calibration_inputs(settings)
-    strategies = {
-        name: build_strategy(name, settings, num_clients=num_clients, calibration=calibration)
-        for name in (settings.strategy, *settings.compared)
-    }
+    build = partial(
+        build_strategy, settings=settings, num_clients=num_clients, calibration=calibration_inputs(settings)
+    )
+    leader = build(settings.strategy, checkpoint=checkpoint)
+    strategies = {name: build(name) for name in settings.compared} | {settings.strategy: leader}
     test_set = TestSet(settings, settings.server_device)
     side_by_side = SideBySide(settings.strategy, strategies, settings.compared, test_set)
-    strategy = side_by_side if settings.compared else strategies[settings.strategy]
+    strategy = side_by_side if settings.compared else leader
+    arrays, done = ArrayRecord(global_model(settings).state_dict()), 0
+    if isinstance(leader, C2M3) and checkpoint is not None:
+        arrays, done = leader.resume(arrays)
     result = strategy.start(
         grid,
-        ArrayRecord(global_model(settings).state_dict()),
-        num_rounds=settings.num_server_rounds,
+        arrays,
+        num_rounds=settings.num_server_rounds - done,
         evaluate_fn=_evaluation(test_set),
     )
     return RunRecord(
         settings=settings.run_config(),
         num_clients=num_clients,
-        rounds=_rounds(result, side_by_side.comparisons),
+        rounds=_rounds(result, side_by_side.comparisons, done),
         seconds=time.perf_counter() - start,
     )
 

@@ -25,6 +25,8 @@ STRATEGIES = (
 )
 COMPARABLE = ("c2m3", "c2m3-align", "fedavg", "fedmedian", "fedtrimmedavg", "krum")
 """Strategies whose result follows from one round's replies alone."""
+RESUMABLE = ("c2m3", "c2m3-align")
+"""Strategies that write checkpoints."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ class SimulationSettings(ClientSettings):
     malicious_clients: int = option(0, least=0)
     server_device: str = "auto"
     server_threads: int = option(0, least=0)
+    checkpoint: str = ""
     output: str = ""
 
     def __post_init__(self) -> None:
@@ -61,10 +64,16 @@ class SimulationSettings(ClientSettings):
                 f"Run config: compare names {', '.join(wrong)}; only {', '.join(COMPARABLE)} can be compared on the "
                 "same replies, the others carry something over from round to round."
             )
-        if self.output and not Path(self.output).is_absolute():
+        for key, path in (("output", self.output), ("checkpoint", self.checkpoint)):
+            if path and not Path(path).is_absolute():
+                raise SettingsError(
+                    f"Run config: {key} must be an absolute path, not {path!r}: Flower starts the ServerApp in a folder "
+                    "of its own."
+                )
+        if self.checkpoint and self.strategy not in RESUMABLE:
             raise SettingsError(
-                f"Run config: output must be an absolute path, not {self.output!r}: Flower starts the ServerApp in a "
-                "folder of its own."
+                f"Run config: checkpoint needs one of the strategies {', '.join(RESUMABLE)}; Flower's {self.strategy} "
+                "cannot be resumed."
             )
 
     @property

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -62,7 +63,12 @@ def _given(option: str, value: float) -> dict[str, Any]:
 
 
 def _c2m3(
-    settings: SimulationSettings, calibration: Tensor | None, sampling: Mapping[str, Any], *, repair: Method | None
+    settings: SimulationSettings,
+    calibration: Tensor | None,
+    sampling: Mapping[str, Any],
+    checkpoint: Path | None,
+    *,
+    repair: Method | None,
 ) -> C2M3:
     network = global_model(settings)
     shape = load_data(settings.dataset, settings.data_dir, settings.download).input_shape
@@ -78,13 +84,19 @@ def _c2m3(
         robust=None if settings.robust == "no" else cast(Robust, settings.robust),
         group_size=settings.group_size or None,
         moments_from=cast(MomentsFrom, settings.moments_from),
+        checkpoint=checkpoint,
         device=settings.server_device,
         **sampling,
     )
 
 
 def build_strategy(
-    name: str, settings: SimulationSettings, *, num_clients: int, calibration: Tensor | None
+    name: str,
+    settings: SimulationSettings,
+    *,
+    num_clients: int,
+    calibration: Tensor | None,
+    checkpoint: Path | None = None,
 ) -> Strategy:
     """The strategy of that name.
 
@@ -98,6 +110,8 @@ def build_strategy(
         Number of clients there are.
     calibration
         Inputs for REPAIR; None leaves it out.
+    checkpoint
+        File in which C2M3 writes each round.
 
     Raises
     ------
@@ -105,7 +119,7 @@ def build_strategy(
         If there is no such strategy.
     """
     sampling = _sampling(settings, num_clients)
-    c2m3 = partial(_c2m3, settings, calibration, sampling)
+    c2m3 = partial(_c2m3, settings, calibration, sampling, checkpoint)
     factories: dict[str, Callable[[], Strategy]] = {
         "c2m3": partial(c2m3, repair=cast(Method, settings.repair)),
         "c2m3-align": partial(c2m3, repair=None),
