@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from clients.settings import SettingsError
 from simulations.records import write_json
-from simulations.settings import SettingsError, SimulationSettings
+from simulations.settings import SimulationSettings
 
 _STATE, _CONFIG = "c2m3.npz", "run-config.json"
 # A run may go on for longer, with data that have moved, on another machine; all else is another run.

@@ -8,7 +8,16 @@ from typing import Any
 
 from simulations.settings import SimulationSettings
 
-_IN_ONE_ROUND = ("fedavg", "fedmedian", "fedavg-repair", "c2m3-align", "c2m3-repair", "c2m3")
+_IN_ONE_ROUND = (
+    "fedavg",
+    "fedmedian",
+    "fedavg-repair",
+    "c2m3-align",
+    "c2m3-repair",
+    "c2m3",
+    "c2m3-groups",
+    "c2m3-private",
+)
 _IN_MANY_ROUNDS = (
     "fedavg",
     "c2m3",
@@ -132,28 +141,37 @@ def _cpu() -> Iterator[Cell]:
     yield from _one_shot(replace(_MNIST, train_size=20_000), seeds, (10,), 0.9)
     rounds = replace(_DIGITS, num_server_rounds=10)
     yield from _shared(replace(rounds, local_epochs=5), seeds, 10, 0.9, *_PARTITIONS)
-    mnist = replace(_MNIST, train_size=6_000, model_width=0.5, num_server_rounds=6)
-    for cell in _shared(replace(mnist, local_epochs=5), seeds, 10, 0.9, "dirichlet-0.3", "iid"):
-        yield replace(cell, methods=_BRIEFLY)
+    mnist = replace(_MNIST, train_size=6_000, model_width=0.5, num_server_rounds=6, local_epochs=5)
+    for cell in _shared(mnist, seeds, 10, 0.9, "dirichlet-0.3", "iid", "dirichlet-1.0", "dirichlet-0.1"):
+        yield replace(cell, methods=(*_BRIEFLY, "c2m3-groups", "c2m3-private"))
+    for own in (replace(mnist, initialisation="per-client"), replace(rounds, initialisation="per-client")):
+        for cell in _shared(replace(own, local_epochs=5), seeds, 10, 0.9, "iid", "dirichlet-0.3", note="-own"):
+            yield replace(cell, methods=("fedavg", "c2m3", "c2m3-groups", "c2m3-private"))
     # Flower's examples take shorter steps than ours.
     for slow in (replace(mnist, learning_rate=0.02), replace(rounds, learning_rate=0.02)):
         for cell in _shared(replace(slow, local_epochs=5), seeds, 10, 0.9, "dirichlet-0.3", note="-lr0.02"):
             yield replace(cell, methods=("fedavg", "c2m3", "c2m3-unbounded", "fedavg-bounded"))
-    yield from _shared(replace(rounds, local_epochs=1), seeds, 10, 0.9, "iid", "dirichlet-0.3")
-    yield from _shared(replace(rounds, local_epochs=20), seeds, 10, 0.9, "iid", "dirichlet-0.3")
+    brief = replace(rounds, local_epochs=1, num_server_rounds=30)  # ten such rounds teach nothing
+    yield from _shared(brief, seeds, 10, 0.9, "iid", "dirichlet-0.3")
+    long = replace(rounds, local_epochs=20)
+    yield from _shared(long, (*seeds, 3, 4, 5), 10, 0.9, "iid")
+    yield from _shared(long, seeds, 10, 0.9, "dirichlet-0.3")
     partial = replace(rounds, local_epochs=5, fraction_train=0.3)
     yield from _shared(partial, seeds, 20, 0.9, "iid", "dirichlet-0.3", note="-partial")
     cifar = replace(_CIFAR10, train_size=2_000, model_width=0.5, local_epochs=3, num_server_rounds=6)
     for partition, repeated in (("dirichlet-0.3", seeds), ("iid", (*seeds, 3, 4, 5))):
         for cell in _shared(cifar, repeated, 5, 0.4, partition):
             yield replace(cell, methods=_BRIEFLY)
+    hundred = replace(cifar, dataset="cifar100", train_size=4_000)
+    for cell in _shared(hundred, seeds, 5, 0.08, "iid", "dirichlet-0.3"):
+        yield replace(cell, methods=("fedavg", "c2m3"))
     yield from _thousand(replace(_MNIST, model_width=0.25, batch_size=16, num_server_rounds=3))
     for norm in ("batch", "layer"):
         deep = replace(
-            _DIGITS, model="resnet20", model_width=0.25, model_norm=norm, local_epochs=5, num_server_rounds=4
+            _DIGITS, model="resnet20", model_width=0.25, model_norm=norm, local_epochs=5, num_server_rounds=8
         )
-        for cell in _shared(deep, seeds, 5, 0.9, "dirichlet-0.3", note=f"-{norm}norm"):
-            yield replace(cell, methods=_BRIEFLY)
+        for cell in _shared(deep, (*seeds, 3, 4, 5), 5, 0.9, "dirichlet-0.3", note=f"-{norm}norm"):
+            yield replace(cell, methods=(*_BRIEFLY, "c2m3-recalibrate"))
 
 
 def _paper() -> Iterator[Cell]:

@@ -39,6 +39,13 @@ METHODS: dict[str, Method] = {
     "c2m3-repair": Method("C2M3 + REPAIR", "#5b9bd5", {"strategy": "c2m3", "guard": False}),
     "c2m3": Method("C2M3 + REPAIR, guard", "#0b3d78", {"strategy": "c2m3"}, 2),
     "c2m3-unbounded": Method("C2M3 + unbounded REPAIR, guard", "#c77cba", {"strategy": "c2m3", "repair": "repair"}, 2),
+    "c2m3-recalibrate": Method(
+        "C2M3 + recalibrated BatchNorm, guard", "#6c757d", {"strategy": "c2m3", "repair": "recalibrate"}
+    ),
+    "c2m3-groups": Method("C2M3 + REPAIR, guard, in groups of 3", "#3e7cb1", {"strategy": "c2m3", "group_size": 3}),
+    "c2m3-private": Method(
+        "C2M3 + REPAIR by clients", "#2a9d8f", {"strategy": "c2m3", "moments_from": "clients", "guard": False}
+    ),
     "fedprox": Method("FedProx", "#3a9a6e", {"strategy": "fedprox"}),
     "fedavgm": Method("FedAvgM", "#8a5fbf", {"strategy": "fedavgm", "server_momentum": 0.5}),
     "fedadam": Method("FedAdam", "#b07aa1", {"strategy": "fedadam"}),

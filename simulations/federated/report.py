@@ -76,17 +76,17 @@ def _describe(result: Result) -> str:
         skew += ", own initialisations"
     pace = f", learning rate {settings.learning_rate:g}" if settings.learning_rate != _USUAL_RATE else ""
     asked = f"{round(cell.num_clients * settings.fraction_train)} of " if settings.fraction_train < 1 else ""
-    return (
-        f"{dataset}, {network}, {skew}, {asked}{cell.num_clients} clients, {settings.local_epochs} local epochs{pace}"
-    )
+    epochs = f"{settings.local_epochs} local epoch" + ("s" if settings.local_epochs > 1 else "")
+    return f"{dataset}, {network}, {skew}, {asked}{cell.num_clients} clients, {epochs}{pace}"
 
 
 def _one_shot_table(results: Sequence[Result]) -> Table:
-    methods = list(dict.fromkeys(name for each in results for name in each.cell.methods))
+    measured = {name for each in results for name in each.outcomes}
+    methods = [name for name in dict.fromkeys(m for each in results for m in each.cell.methods) if name in measured]
     rows = []
     for each in results:
         assert each.peers is not None
-        ours = next(each.outcomes[name] for name in _OURS if name in each.outcomes)
+        ours = next((each.outcomes[name].final for name in _OURS if name in each.outcomes), None)
         rows.append(
             (
                 _describe(each),
@@ -95,7 +95,7 @@ def _one_shot_table(results: Sequence[Result]) -> Table:
                 spread_percent(each.peers.best),
                 *(spread_percent(each.outcomes[name].final) if name in each.outcomes else "" for name in methods),
                 spread_percent(each.peers.ensemble),
-                _gap(ours.final, each.peers.best, each.peers.ensemble),
+                "" if ours is None else _gap(ours, each.peers.best, each.peers.ensemble),
             )
         )
     return Table(

@@ -103,6 +103,14 @@ def test_the_command_measures_once_and_keeps_the_words_of_the_page(
     assert page.read_text() == first
 
 
+def test_a_page_can_be_made_before_c2m3_has_been_measured(tmp_path: Path) -> None:
+    page = tmp_path / "federated.md"
+    arguments = ["--scale", "smoke", "--results", str(tmp_path / "results"), "--page", str(page)]
+    main([*arguments, "--cells", "one-shot", "--methods", "clients", "fedavg"])
+    assert "C2M3 + REPAIR" not in page.read_text()
+    assert "| FedAvg |" in page.read_text()
+
+
 @pytest.mark.parametrize("scale", SCALES)
 def test_cells_have_names_of_their_own_and_known_methods(scale: str) -> None:
     cells = list(SCALES[scale]())
