@@ -1,8 +1,8 @@
 """Trained networks to match: families of one architecture from different seeds, trained and kept as for the experiments.
 
 ``mlpW``: the perceptron 784-W-W-W-10 on all of MNIST; Adam, cosine learning rate from 1e-3, 3 epochs. ``resnetW`` and
-``vggW``: ResNet20 and VGG16 (LayerNorm) on CIFAR-10 by the recipe of the experiments' CPU scale; at widths other than its
-own, ResNet20 sees 20,000 images, for 2 epochs.
+``vggW``: ResNet20 and VGG16 (LayerNorm) on CIFAR-10 by the recipe of the experiments' CPU scale; at widths other than that
+scale's own, they see 20,000 images, for 2 epochs, VGG16 with Adam.
 """
 
 from __future__ import annotations
@@ -45,9 +45,12 @@ def family_config(name: str) -> EndpointConfig:
         return EndpointConfig("mnist", f"mlp:{size}-{size}-{size}", _PERCEPTRON)
     networks = SCALES["cpu"]().networks
     config = networks["resnet20-cifar10" if kind == "resnet" else "vgg16-cifar10"]
-    if kind == "vgg" or float(size) == config.width:
-        return replace(config, width=float(size))
-    return replace(config, width=float(size), train_size=20_000, recipe=replace(config.recipe, epochs=2))
+    if float(size) == config.width:
+        return config
+    recipe = replace(config.recipe, epochs=2)
+    if kind == "vgg":
+        recipe = replace(recipe, optimizer="adam", learning_rate=3e-4, weight_decay=0.0)
+    return replace(config, width=float(size), train_size=20_000, recipe=recipe)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,14 @@ import itertools
 import pytest
 import torch
 
-from c2m3_fl.matching import MATCHERS, CoordinateAscent, Matching, MatchingProblem, resolve_matcher
+from c2m3_fl.matching import (
+    MATCHERS,
+    CoordinateAscent,
+    Matching,
+    MatchingProblem,
+    UniverseMatcher,
+    resolve_matcher,
+)
 from c2m3_fl.matching.assignment import assign
 from c2m3_fl.symmetry import PermutationSpec
 from tests.cases import SPECS, build_problem, random_clients, related_clients
@@ -47,6 +54,15 @@ def test_coordinate_ascent_never_decreases_the_hard_objective(spec: str) -> None
     assert objectives[0] == pytest.approx(problem.objective(problem.identity()), rel=1e-5, abs=1e-4)
     assert all(after >= before - slack for before, after in itertools.pairwise(objectives))
     assert objectives[-1] == pytest.approx(problem.objective(matching.permutations), rel=1e-5, abs=1e-4)
+
+
+@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize("clients", [2, 3, 6])
+def test_on_small_networks_the_default_is_never_below_coordinate_ascent(spec: str, clients: int) -> None:
+    for seed in range(3):
+        problem = build_problem(SPECS[spec], random_clients(SPECS[spec], clients, seed))
+        ascended = problem.objective(CoordinateAscent().match(problem).permutations)
+        assert problem.objective(UniverseMatcher().match(problem).permutations) >= ascended - 1e-6 * abs(ascended)
 
 
 @pytest.mark.parametrize("spec", ["mlp", "convolutions", "attention", "concatenation"])
