@@ -19,15 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.nn import functional
 
-from benchmarks.endpoints import TEST_IMAGES, Family
+from benchmarks.endpoints import Family
 from benchmarks.matching import DOCS, environment
 from c2m3_fl.alignment import align
-from c2m3_fl.averaging import average
 from c2m3_fl.matching import ActivationMatcher, Matcher, UniverseMatcher
-from c2m3_fl.repair import repair
 
 REPAIR_IMAGES = {False: 1024, True: 512}
 _BATCH = 64
@@ -68,14 +64,11 @@ class Row:
 
 
 class Bench:
-    """One family: its networks, and the images that they are judged and repaired by."""
+    """One family and its networks."""
 
     def __init__(self, family: Family, count: int) -> None:
         self.family = family
         self.endpoints = family.endpoints(count)
-        self.network = family.network().eval()
-        self.test = family.split("test", TEST_IMAGES[family.image])
-        self.repairing, _ = family.split("train", REPAIR_IMAGES[family.image])
 
     def measure(self, networks: Sequence[int], by: By) -> Row:
         """Match, average, repair, judge; the clock is the process's CPU time for the matching."""
@@ -84,24 +77,24 @@ class Bench:
         started = time.process_time()
         alignment = align(endpoints, self.family.spec(), matcher=matcher, device="cpu")
         seconds = time.process_time() - started
-        mapped = alignment.apply(endpoints)
-        merged = average(mapped)
-        repaired = repair(self.network, merged, mapped, self.repairing, device="cpu")
-        quality = (*self._judge(merged), *self._judge(repaired))
-        return Row(self.family.name, list(networks), by, alignment.objective / 2, *quality, seconds)
+        merged, repaired = self.family.merged_quality(alignment.apply(endpoints), REPAIR_IMAGES[self.family.image])
+        return Row(
+            family=self.family.name,
+            networks=list(networks),
+            by=by,
+            objective=alignment.objective / 2,
+            accuracy=merged.accuracy,
+            loss=merged.loss,
+            repaired_accuracy=repaired.accuracy,
+            repaired_loss=repaired.loss,
+            cpu_seconds=seconds,
+        )
 
     def _matcher(self, by: By) -> Matcher:
         if by.share == 0:
             return UniverseMatcher()
         images = self.family.split("train", by.images)[0] if by.calibration == "own" else self.family.foreign(by.images)
-        return ActivationMatcher(self.network, torch.split(images, _BATCH), by.share)
-
-    def _judge(self, state_dict: Mapping[str, Tensor]) -> tuple[float, float]:
-        images, labels = self.test
-        self.network.load_state_dict(dict(state_dict))
-        with torch.no_grad():
-            outputs = torch.cat([self.network(batch) for batch in torch.split(images, _BATCH)])
-        return float((outputs.argmax(1) == labels).float().mean()), float(functional.cross_entropy(outputs, labels))
+        return ActivationMatcher(self.family.network(), torch.split(images, _BATCH), by.share)
 
 
 def sets(count: int, clients: int, wanted: int) -> Iterable[tuple[int, ...]]:

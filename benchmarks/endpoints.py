@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -17,6 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from c2m3_fl.averaging import average
+from c2m3_fl.repair import repair
 from c2m3_fl.symmetry import PermutationSpec
 from clients.data import ImageData
 from clients.models import build_model
@@ -51,6 +54,14 @@ def family_config(name: str) -> EndpointConfig:
     if kind == "vgg":
         recipe = replace(recipe, optimizer="adam", learning_rate=3e-4, weight_decay=0.0)
     return replace(config, width=float(size), train_size=20_000, recipe=recipe)
+
+
+@dataclass(frozen=True)
+class Quality:
+    """Accuracy in [0, 1] and cross-entropy in nats on the test images."""
+
+    accuracy: float
+    loss: float
 
 
 @dataclass(frozen=True)
@@ -101,14 +112,22 @@ class Family:
         """State dicts of the first `count` endpoints; those that the cache lacks are trained."""
         return [self._store.get(self.config.with_seed(seed)).state_dict for seed in range(count)]
 
-    def accuracy(self, state_dict: dict[str, Tensor]) -> float:
-        """Share of test images (MNIST: all; CIFAR-10: the first 2,500) that a network classifies correctly."""
+    def quality(self, state_dict: dict[str, Tensor]) -> Quality:
+        """How a network does on the test images (MNIST: all; CIFAR-10: the first 2,500)."""
         network = self.network().eval()
         network.load_state_dict(state_dict)
         images, labels = self.split("test", TEST_IMAGES[self.image])
         with torch.no_grad():
-            predicted = torch.cat([network(batch).argmax(1) for batch in torch.split(images, 500)])
-        return float((predicted == labels).float().mean())
+            outputs = torch.cat([network(batch) for batch in torch.split(images, 500)])
+        accuracy = float((outputs.argmax(1) == labels).float().mean())
+        return Quality(accuracy, float(functional.cross_entropy(outputs, labels)))
+
+    def merged_quality(self, mapped: Sequence[dict[str, Tensor]], repair_images: int) -> tuple[Quality, Quality]:
+        """How the average of mapped networks does, before and after REPAIR with that many training images."""
+        merged = average(mapped)
+        calibration, _ = self.split("train", repair_images)
+        repaired = repair(self.network(), merged, mapped, calibration, device="cpu")
+        return self.quality(merged), self.quality(repaired)
 
     def split(self, part: Literal["train", "test"], count: int) -> tuple[Tensor, Tensor]:
         """The first test images or the last training images, as the networks take them, and their labels."""

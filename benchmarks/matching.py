@@ -11,6 +11,7 @@ import argparse
 import ctypes
 import gc
 import json
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -20,21 +21,21 @@ from typing import Any
 import torch
 
 from benchmarks.endpoints import Family
-from benchmarks.limit import measured_limit
-from c2m3_fl.averaging import average
+from benchmarks.limit import Limit, measured_limit
 from c2m3_fl.matching import (
+    BlockFrankWolfe,
     CoordinateAscent,
     FrankWolfe,
     GitReBasin,
     Identity,
     Matcher,
+    Matching,
     MatchingProblem,
     MergeMany,
     PairwiseFrankWolfe,
     UniverseMatcher,
 )
 from c2m3_fl.matching.problem import as_client_maps
-from c2m3_fl.repair import repair
 from simulations.pages import replace_block
 from simulations.paper.endpoints import hardware
 from simulations.paper.pair_sum import PairSumFrankWolfe
@@ -43,6 +44,22 @@ from simulations.records import Environment
 DOCS = Path(__file__).parents[1] / "docs"
 PAIR_SUM = "pair-sum"
 CALIBRATION_IMAGES = 512
+_REPETITIONS = 3  # of a case with its bare cost, in turn: on a busy machine only neighbours in time compare
+
+
+@dataclass(frozen=True)
+class ThenAscent:
+    """A matcher, and coordinate ascent from its result."""
+
+    first: Matcher
+
+    def match(self, problem: MatchingProblem) -> Matching:
+        """Solve a matching problem."""
+        matching = self.first.match(problem)
+        ascended = CoordinateAscent().improve(problem, matching.permutations)
+        return Matching(ascended.permutations, matching.iterations + ascended.iterations)
+
+
 MATCHERS: dict[str, Callable[[], Matcher]] = {
     "identity": Identity,
     "default": UniverseMatcher,
@@ -55,6 +72,19 @@ MATCHERS: dict[str, Callable[[], Matcher]] = {
     "pairwise-frank-wolfe": PairwiseFrankWolfe,
     "frank-wolfe": FrankWolfe,
 }
+"""What is compared unless the command line says otherwise."""
+VARIANTS: dict[str, Callable[[], Matcher]] = {
+    "frank-wolfe-20-ascent": lambda: ThenAscent(FrankWolfe(max_iterations=20)),
+    "frank-wolfe-80-ascent": lambda: ThenAscent(FrankWolfe(max_iterations=80)),
+    "barycentre-frank-wolfe-ascent": lambda: ThenAscent(FrankWolfe(start="barycentre")),
+    "sinkhorn-frank-wolfe-ascent": lambda: ThenAscent(FrankWolfe(start="sinkhorn")),
+    "blocks-4-ascent": lambda: ThenAscent(BlockFrankWolfe(max_passes=4)),
+    "blocks-10-ascent": lambda: ThenAscent(BlockFrankWolfe(max_passes=10)),
+    "blocks-40-ascent": lambda: ThenAscent(BlockFrankWolfe(max_passes=40)),
+    "effort-1": lambda: UniverseMatcher(effort=1),
+    "effort-16": lambda: UniverseMatcher(effort=16),
+}
+"""Stages and settings of the study of variants."""
 
 
 @dataclass(frozen=True)
@@ -72,13 +102,13 @@ class Row:
     repaired_accuracy
         The same after REPAIR, with 512 training images to calibrate.
     cpu_seconds
-        Of the matching.
+        Of the matching; with the bare cost beside it, the median of four runs.
     iterations
         Entries of the matcher's history, less its start.
     memory
         Peak of the process's resident memory while matching less what it was before, in multiples of the clients' size.
     product_seconds, assignment_seconds
-        Bare cost of the matrix products and of the assignments; None where it was not measured.
+        Bare cost of the matrix products and of the assignments, medians of three; None where it was not measured.
     """
 
     family: str
@@ -100,29 +130,30 @@ def measure(family: Family, clients: int, matcher: str, solver: Matcher, with_li
     resident = _reset_peak_memory()
     started = time.process_time()
     matching = solver.match(problem)
-    seconds, growth = time.process_time() - started, _memory("VmHWM") - resident
-    maps = as_client_maps(problem.group_names, matching.permutations, clients)
-    mapped = [spec.apply(client, own) for client, own in zip(endpoints, maps, strict=True)]
-    merged = average(mapped)
-    calibration, _ = family.split("train", CALIBRATION_IMAGES)
-    repaired = repair(family.network(), merged, mapped, torch.split(calibration, 256), device="cpu")
-    products = assignments = None
-    if with_limit:
+    seconds, growth = [time.process_time() - started], _memory("VmHWM") - resident
+    limits: list[Limit] = []
+    while with_limit and len(limits) < _REPETITIONS:
         with measured_limit() as limit:
             solver.match(problem)
-        products, assignments = limit.products, limit.assignments
+        limits.append(limit)
+        started = time.process_time()
+        solver.match(problem)
+        seconds.append(time.process_time() - started)
+    maps = as_client_maps(problem.group_names, matching.permutations, clients)
+    mapped = [spec.apply(client, own) for client, own in zip(endpoints, maps, strict=True)]
+    merged, repaired = family.merged_quality(mapped, CALIBRATION_IMAGES)
     return Row(
         family=family.name,
         clients=clients,
         matcher=matcher,
         objective=problem.objective(matching.permutations) / 2,
-        accuracy=family.accuracy(merged),
-        repaired_accuracy=family.accuracy(repaired),
-        cpu_seconds=seconds,
+        accuracy=merged.accuracy,
+        repaired_accuracy=repaired.accuracy,
+        cpu_seconds=statistics.median(seconds),
         iterations=len(matching.iterations) - 1,
         memory=growth / sum(block.data.nbytes for block in problem.blocks),
-        product_seconds=products,
-        assignment_seconds=assignments,
+        product_seconds=statistics.median(limit.products for limit in limits) if limits else None,
+        assignment_seconds=statistics.median(limit.assignments for limit in limits) if limits else None,
     )
 
 
@@ -207,8 +238,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--cache", type=Path, default=Path("cache/endpoints"), help="folder of the trained networks")
     parser.add_argument("--families", nargs="*", default=["mlp512", "resnet1"])
     parser.add_argument("--clients", nargs="+", type=int, default=[2, 3, 5])
-    known = [*MATCHERS, PAIR_SUM]
-    parser.add_argument("--matchers", nargs="+", default=known, choices=known)
+    usual = [*MATCHERS, PAIR_SUM]
+    parser.add_argument("--matchers", nargs="+", default=usual, choices=[*usual, *VARIANTS], metavar="NAME")
     parser.add_argument("--limit", action="store_true", help="also time the bare products and assignments")
     parser.add_argument("--pair-sum-iterations", type=int, default=2, help="of the yardstick (default: 2)")
     parser.add_argument("--output", type=Path, default=DOCS / "results" / "matching.json")
@@ -223,13 +254,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name in options.families:
         family = Family(name, options.data, options.cache)
         count = max([*options.clients, len(endpoints.get(name, []))])
-        endpoints[name] = [family.accuracy(each) for each in family.endpoints(count)]
+        endpoints[name] = [family.quality(each).accuracy for each in family.endpoints(count)]
         # What is set up once in a process, such as pools of threads, counts for no case.
         UniverseMatcher(effort=0).match(_problem(family, 2))
         for clients in options.clients:
             for matcher in options.matchers:
                 pair_sum = PairSumFrankWolfe(options.pair_sum_iterations)
-                solver = pair_sum if matcher == PAIR_SUM else MATCHERS[matcher]()
+                solver = pair_sum if matcher == PAIR_SUM else (MATCHERS | VARIANTS)[matcher]()
                 row = measure(family, clients, matcher, solver, options.limit)
                 rows[name, clients, matcher] = row
                 print(json.dumps(asdict(row)), flush=True)
