@@ -14,6 +14,7 @@ from clients.settings import ClientSettings, SettingsError, option
 STRATEGIES = (
     "c2m3",
     "c2m3-align",
+    "c2m3-momentum",
     "fedavg",
     "fedprox",
     "fedavgm",
@@ -25,7 +26,7 @@ STRATEGIES = (
 )
 COMPARABLE = ("c2m3", "c2m3-align", "fedavg", "fedmedian", "fedtrimmedavg", "krum")
 """Strategies whose result follows from one round's replies alone."""
-RESUMABLE = ("c2m3", "c2m3-align")
+RESUMABLE = ("c2m3", "c2m3-align", "c2m3-momentum")
 """Strategies that write checkpoints."""
 
 

@@ -69,6 +69,7 @@ def _c2m3(
     checkpoint: Path | None,
     *,
     repair: Method | None,
+    server_momentum: float = 0.0,
 ) -> C2M3:
     network = global_model(settings)
     shape = load_data(settings.dataset, settings.data_dir, settings.download).input_shape
@@ -84,6 +85,7 @@ def _c2m3(
         robust=None if settings.robust == "no" else cast(Robust, settings.robust),
         group_size=settings.group_size or None,
         moments_from=cast(MomentsFrom, settings.moments_from),
+        server_momentum=server_momentum,
         checkpoint=checkpoint,
         device=settings.server_device,
         **sampling,
@@ -123,6 +125,7 @@ def build_strategy(
     factories: dict[str, Callable[[], Strategy]] = {
         "c2m3": partial(c2m3, repair=cast(Method, settings.repair)),
         "c2m3-align": partial(c2m3, repair=None),
+        "c2m3-momentum": partial(c2m3, repair=cast(Method, settings.repair), server_momentum=settings.server_momentum),
         "fedavg": partial(FedAvg, **sampling),
         "fedprox": partial(FedProx, proximal_mu=settings.proximal_mu, **sampling),
         "fedavgm": partial(

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-_FORMAT, _VERSION = "c2m3-checkpoint", 1
+_FORMAT, _VERSION = "c2m3-checkpoint", 2
 
 Metrics = Mapping[str, Any]
 
@@ -73,6 +73,8 @@ class Checkpoint:
         The global network.
     train_metrics, evaluate_metrics
         By round, what the strategy made of the clients' metrics.
+    velocity
+        Of the server's momentum; empty without.
     random_state
         The generators' state after the round.
     """
@@ -81,6 +83,7 @@ class Checkpoint:
     arrays: Mapping[str, npt.NDArray[Any]]
     train_metrics: Mapping[int, Metrics] = field(default_factory=dict)
     evaluate_metrics: Mapping[int, Metrics] = field(default_factory=dict)
+    velocity: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
     random_state: RandomState = field(default_factory=RandomState.capture)
 
     def write(self, path: Path) -> None:
@@ -91,6 +94,7 @@ class Checkpoint:
             "version": _VERSION,
             "round": self.round,
             "names": list(self.arrays),
+            "velocity": list(self.velocity),
             "train_metrics": {str(key): dict(value) for key, value in self.train_metrics.items()},
             "evaluate_metrics": {str(key): dict(value) for key, value in self.evaluate_metrics.items()},
             "python": state.python,
@@ -98,6 +102,7 @@ class Checkpoint:
             "cuda": len(state.cuda),
         }
         contents = {f"array-{index}": array for index, array in enumerate(self.arrays.values())}
+        contents |= {f"velocity-{index}": array for index, array in enumerate(self.velocity.values())}
         contents |= {f"cuda-{index}": array for index, array in enumerate(state.cuda)}
         contents |= {"torch": state.torch, "numpy": state.numpy[1]}
         contents["document"] = np.frombuffer(json.dumps(document).encode(), dtype=np.uint8)
@@ -135,6 +140,7 @@ class Checkpoint:
                     cuda=tuple(archive[f"cuda-{index}"] for index in range(document["cuda"])),
                 )
                 arrays = {name: archive[f"array-{index}"] for index, name in enumerate(document["names"])}
+                velocity = {name: archive[f"velocity-{index}"] for index, name in enumerate(document["velocity"])}
         except (KeyError, TypeError, EOFError, zipfile.BadZipFile, ValueError) as error:
             if isinstance(error, CheckpointError):
                 raise
@@ -146,6 +152,7 @@ class Checkpoint:
             arrays=arrays,
             train_metrics={int(key): value for key, value in document["train_metrics"].items()},
             evaluate_metrics={int(key): value for key, value in document["evaluate_metrics"].items()},
+            velocity=velocity,
             random_state=state,
         )
 

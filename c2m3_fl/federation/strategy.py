@@ -21,6 +21,7 @@ from c2m3_fl.device import resolve_device
 from c2m3_fl.federation.checkpoint import Checkpoint, CheckpointError
 from c2m3_fl.federation.client import request_moments
 from c2m3_fl.federation.exchange import measured, repair_by_clients
+from c2m3_fl.federation.momentum import ServerMomentum
 from c2m3_fl.federation.replies import CLIENT_ID_KEY, Reply, is_weight, leave_out, read_replies
 from c2m3_fl.guard import CANDIDATES, CalibrationSet
 from c2m3_fl.matching import Matcher, resolve_matcher
@@ -78,6 +79,10 @@ class C2M3(FedAvg):
         `c2m3_fl.aggregate`). None trusts every client that can be merged.
     group_size : int, optional
         Most clients to align at once, which bounds the matching's memory (see `c2m3_fl.hierarchy`); None for no bound.
+    server_momentum : float (default: 0.0)
+        Momentum of the server, as FedAvgM's, on top of the merged network (see `c2m3_fl.federation.momentum`). It is for
+        clients that train from the broadcast in every round. Where neurons are mapped elsewhere it starts afresh, and the
+        guard judges the network without it.
     checkpoint : str or Path, optional
         File in which each whole round is written down; see `resume`.
     device : str or torch.device (default: "auto")
@@ -126,6 +131,7 @@ class C2M3(FedAvg):
         guard: bool = True,
         robust: Robust | None = None,
         group_size: int | None = None,
+        server_momentum: float = 0.0,
         checkpoint: str | Path | None = None,
         device: str | torch.device = "auto",
         fraction_train: float = 1.0,
@@ -165,6 +171,8 @@ class C2M3(FedAvg):
         self.guard = guard
         self.robust = robust
         self.group_size = group_size
+        learnt = [name for name, value in self.module.state_dict(keep_vars=True).items() if value.requires_grad]
+        self.momentum = ServerMomentum(server_momentum, learnt)
         self.checkpoint = None if checkpoint is None else Path(checkpoint)
         self.device = resolve_device(device)
         self._grid: Grid | None = None
@@ -222,6 +230,7 @@ class C2M3(FedAvg):
         self._rounds_before = saved.round
         self.train_metrics = {number: dict(metrics) for number, metrics in saved.train_metrics.items()}
         self.evaluate_metrics = {number: dict(metrics) for number, metrics in saved.evaluate_metrics.items()}
+        self.momentum.velocity = {name: torch.from_numpy(array) for name, array in saved.velocity.items()}
         saved.random_state.restore()
         log(INFO, "Resumed after round %d from %s", saved.round, self.checkpoint)
         return arrays, saved.round
@@ -247,6 +256,7 @@ class C2M3(FedAvg):
         log(INFO, "\t│\t├── Guard: %s", "on" if self.guard else "off")
         log(INFO, "\t│\t├── Robust: %s", self.robust or "no")
         log(INFO, "\t│\t├── Clients aligned at once: %s", self.group_size or "all")
+        log(INFO, "\t│\t├── Server momentum: %s", self.momentum.factor)
         log(INFO, "\t│\t├── Checkpoint: %s", self.checkpoint or "none")
         log(INFO, "\t│\t└── Repair: %s", self._repair_summary())
         super().summary()
@@ -327,7 +337,16 @@ class C2M3(FedAvg):
             aggregation = self._repair_by_clients(server_round, aggregation, merged, metrics)
         metrics.update(_diagnostics(aggregation))
         log(INFO, "aggregate_train: Of round %d's candidates, %r is kept", server_round, aggregation.chosen)
-        return ArrayRecord(aggregation.state_dict), metrics
+        return ArrayRecord(self._moved_on(aggregation)), metrics
+
+    def _moved_on(self, aggregation: Aggregation) -> dict[str, torch.Tensor]:
+        """The next global network: the merged one, with the server's momentum."""
+        if not self.momentum.factor or self._broadcast is None:
+            return aggregation.state_dict
+        if aggregation.chosen in ("aligned", "aligned-repaired"):
+            self.momentum.restart()
+            return aggregation.state_dict
+        return self.momentum.step(self._broadcast.to_torch_state_dict(), aggregation.state_dict)
 
     def _aggregate(self, usable: Sequence[Reply]) -> Aggregation:
         return aggregate(
@@ -388,7 +407,8 @@ class C2M3(FedAvg):
             self.evaluate_metrics[server_round] = dict(metrics)
         if self.checkpoint is not None and self._broadcast is not None:
             arrays = {name: array.numpy() for name, array in self._broadcast.items()}
-            Checkpoint(server_round, arrays, self.train_metrics, self.evaluate_metrics).write(self.checkpoint)
+            velocity = {name: tensor.numpy() for name, tensor in self.momentum.velocity.items()}
+            Checkpoint(server_round, arrays, self.train_metrics, self.evaluate_metrics, velocity).write(self.checkpoint)
         return metrics
 
     def _evaluation(self, received: list[Message]) -> MetricRecord | None:

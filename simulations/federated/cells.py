@@ -23,13 +23,14 @@ _IN_MANY_ROUNDS = (
     "c2m3",
     "c2m3-unbounded",
     "fedavg-bounded",
+    "c2m3-momentum",
     "c2m3-align",
     "fedprox",
     "fedavgm",
     "fedadam",
     "fedmedian",
 )
-_BRIEFLY = ("fedavg", "c2m3", "c2m3-unbounded", "fedavg-bounded", "fedprox", "fedadam")
+_BRIEFLY = ("fedavg", "c2m3", "c2m3-momentum", "c2m3-unbounded", "fedavg-bounded", "fedprox", "fedadam")
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ def _thousand(base: SimulationSettings) -> Iterator[Cell]:
             num_clients=1000,
             settings=replace(base, initialisation=start, fraction_train=0.1),
             methods=("fedavg", "c2m3"),
-            seeds=(0,),
+            seeds=(0, 1, 2),
             target=0.8,
         )
 
@@ -146,7 +147,7 @@ def _cpu() -> Iterator[Cell]:
         yield replace(cell, methods=(*_BRIEFLY, "c2m3-groups", "c2m3-private"))
     for own in (replace(mnist, initialisation="per-client"), replace(rounds, initialisation="per-client")):
         for cell in _shared(replace(own, local_epochs=5), seeds, 10, 0.9, "iid", "dirichlet-0.3", note="-own"):
-            yield replace(cell, methods=("fedavg", "c2m3", "c2m3-groups", "c2m3-private"))
+            yield replace(cell, methods=("fedavg", "c2m3", "c2m3-repair", "c2m3-groups", "c2m3-private"))
     # Flower's examples take shorter steps than ours.
     for slow in (replace(mnist, learning_rate=0.02), replace(rounds, learning_rate=0.02)):
         for cell in _shared(replace(slow, local_epochs=5), seeds, 10, 0.9, "dirichlet-0.3", note="-lr0.02"):
@@ -166,11 +167,11 @@ def _cpu() -> Iterator[Cell]:
     for cell in _shared(hundred, seeds, 5, 0.08, "iid", "dirichlet-0.3"):
         yield replace(cell, methods=("fedavg", "c2m3"))
     yield from _thousand(replace(_MNIST, model_width=0.25, batch_size=16, num_server_rounds=3))
-    for norm in ("batch", "layer"):
+    for norm, repeated in (("batch", (*seeds, 3, 4, 5)), ("layer", seeds)):
         deep = replace(
             _DIGITS, model="resnet20", model_width=0.25, model_norm=norm, local_epochs=5, num_server_rounds=8
         )
-        for cell in _shared(deep, (*seeds, 3, 4, 5), 5, 0.9, "dirichlet-0.3", note=f"-{norm}norm"):
+        for cell in _shared(deep, repeated, 5, 0.9, "dirichlet-0.3", note=f"-{norm}norm"):
             yield replace(cell, methods=(*_BRIEFLY, "c2m3-recalibrate"))
 
 

@@ -39,6 +39,9 @@ METHODS: dict[str, Method] = {
     "c2m3-repair": Method("C2M3 + REPAIR", "#5b9bd5", {"strategy": "c2m3", "guard": False}),
     "c2m3": Method("C2M3 + REPAIR, guard", "#0b3d78", {"strategy": "c2m3"}, 2),
     "c2m3-unbounded": Method("C2M3 + unbounded REPAIR, guard", "#c77cba", {"strategy": "c2m3", "repair": "repair"}, 2),
+    "c2m3-momentum": Method(
+        "C2M3 + REPAIR, guard, server momentum 0.5", "#08306b", {"strategy": "c2m3-momentum", "server_momentum": 0.5}
+    ),
     "c2m3-recalibrate": Method(
         "C2M3 + recalibrated BatchNorm, guard", "#6c757d", {"strategy": "c2m3", "repair": "recalibrate"}
     ),

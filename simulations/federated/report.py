@@ -16,7 +16,7 @@ from simulations.paper.ledger import Record
 from simulations.settings import SimulationSettings
 
 _USUAL_RATE = SimulationSettings().learning_rate
-_OURS = ("c2m3", "c2m3-unbounded", "c2m3-repair")
+_OURS = ("c2m3", "c2m3-momentum", "c2m3-unbounded", "c2m3-repair")
 
 
 def write_page(page: Path, scale: str, results: Sequence[Result], records: Sequence[Record]) -> None:
@@ -76,8 +76,9 @@ def _describe(result: Result) -> str:
         skew += ", own initialisations"
     pace = f", learning rate {settings.learning_rate:g}" if settings.learning_rate != _USUAL_RATE else ""
     asked = f"{round(cell.num_clients * settings.fraction_train)} of " if settings.fraction_train < 1 else ""
-    epochs = f"{settings.local_epochs} local epoch" + ("s" if settings.local_epochs > 1 else "")
-    return f"{dataset}, {network}, {skew}, {asked}{cell.num_clients} clients, {epochs}{pace}"
+    length = f"{settings.local_epochs} local epoch" + ("s" if settings.local_epochs > 1 else "")
+    length += f", {settings.num_server_rounds} rounds" if settings.num_server_rounds > 1 else ""
+    return f"{dataset}, {network}, {skew}, {asked}{cell.num_clients} clients, {length}{pace}"
 
 
 def _one_shot_table(results: Sequence[Result]) -> Table:
