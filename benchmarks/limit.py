@@ -40,7 +40,7 @@ class Limit:
 @contextmanager
 def measured_limit() -> Iterator[Limit]:
     """Within this context every matcher's products and assignments are timed by themselves."""
-    limit, contracted = Limit(), problem.contract
+    limit, contracted, solve = Limit(), problem.contract, assignment.assign
 
     def contract(left: Tensor, right: Tensor, axis: int) -> Tensor:
         a, b = (data.movedim(axis + 1, 1).flatten(2).contiguous() for data in (left, right))
@@ -52,7 +52,7 @@ def measured_limit() -> Iterator[Limit]:
 
     def assign(gains: Tensor) -> Tensor:
         start = time.thread_time()
-        order = assignment.assign(gains)
+        order = solve(gains)
         seconds = time.thread_time() - start
         rows = gains.numpy().argmax(axis=1)
         if len(np.unique(rows)) < len(rows):
@@ -64,6 +64,6 @@ def measured_limit() -> Iterator[Limit]:
     with ExitStack() as stack:
         for module in (problem, block_frank_wolfe, frank_wolfe):
             stack.enter_context(patch.object(module, "contract", contract))
-        for module in (block_frank_wolfe, coordinate_ascent):
+        for module in (assignment, block_frank_wolfe, coordinate_ascent):
             stack.enter_context(patch.object(module, "assign", assign))
         yield limit
