@@ -17,7 +17,7 @@ def test_the_limit_counts_products_and_assignments_and_changes_nothing(matcher: 
         found = matcher.match(problem)
     assert found.iterations == expected.iterations
     assert limit.product_calls > 0
-    assert 0 < limit.assignment_calls <= limit.product_calls
+    assert 0 < limit.assignment_calls <= 3 * limit.product_calls  # one call may be all clients'
     assert limit.seconds > 0
     before = limit.product_calls
     CoordinateAscent().match(problem)  # outside of the context nothing is measured
