@@ -1,7 +1,8 @@
-"""Matchers side by side on trained networks: objective, merged accuracy, CPU time, memory.
+"""Matchers side by side on trained networks: objective, merged accuracy, time, memory.
 
 Run ``python -m benchmarks matching --data FOLDER``, on Linux: results go to ``docs/results/matching.json``, beside
-those that are there, tables to ``docs/matching.md`` and figures to ``docs/figures/matching-*.png``. The objective is the
+those that are there, tables to ``docs/matching.md`` and figures to ``docs/figures/matching-*.png``. With ``--device cuda``
+the same is measured there, under names of its own; ``--profile`` prints what a case's time goes to. The objective is the
 sum over pairs p < q of the mapped networks' inner products, all parameters included.
 """
 
@@ -15,10 +16,13 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.profiler import ProfilerActivity
+from torch.profiler import profile as torch_profile
 
 from benchmarks.endpoints import Family
 from benchmarks.limit import Limit, measured_limit
@@ -41,9 +45,11 @@ from simulations.paper.endpoints import hardware
 from simulations.paper.pair_sum import PairSumFrankWolfe
 from simulations.records import Environment
 
+_CPU = torch.device("cpu")
 DOCS = Path(__file__).parents[1] / "docs"
 PAIR_SUM = "pair-sum"
 CALIBRATION_IMAGES = 512
+_PROFILED = 20  # operations in a profile
 _REPETITIONS = 3  # of a case with its bare cost, in turn: on a busy machine only neighbours in time compare
 
 
@@ -98,15 +104,16 @@ class Row:
     objective
         Sum over p < q.
     accuracy
-        Of the average in the universe on test images (see `Family.accuracy`).
+        Of the average in the universe on test images (see `Family.quality`).
     repaired_accuracy
         The same after REPAIR, with 512 training images to calibrate.
-    cpu_seconds
-        Of the matching; with the bare cost beside it, the median of four runs.
+    seconds
+        Of the matching: CPU time, on a GPU wall time; with the bare cost beside it, the median of four runs.
     iterations
         Entries of the matcher's history, less its start.
     memory
-        Peak of the process's resident memory while matching less what it was before, in multiples of the clients' size.
+        Peak of the device's memory while matching less what was in use before, in multiples of the clients' size; on the
+        CPU the process's resident memory.
     product_seconds, assignment_seconds
         Bare cost of the matrix products and of the assignments, medians of three; None where it was not measured.
     """
@@ -117,28 +124,59 @@ class Row:
     objective: float
     accuracy: float
     repaired_accuracy: float
-    cpu_seconds: float
+    seconds: float
     iterations: int
     memory: float
     product_seconds: float | None
     assignment_seconds: float | None
 
 
-def measure(family: Family, clients: int, matcher: str, solver: Matcher, with_limit: bool) -> Row:
-    """Run one case; the clock is this process's CPU time, of all its threads together."""
-    endpoints, spec, problem = family.endpoints(clients), family.spec(), _problem(family, clients)
-    resident = _reset_peak_memory()
-    started = time.process_time()
+@dataclass(frozen=True)
+class Stopwatch:
+    """Time and memory on a device: CPU time of all threads and resident memory, or a GPU's wall time and allocations."""
+
+    device: torch.device
+
+    def seconds(self) -> float:
+        """The clock."""
+        if self.device.type == "cpu":
+            return time.process_time()
+        torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+    def forget_peak(self) -> int:
+        """Forget the peak of memory; return what is in use now, in bytes."""
+        gc.collect()
+        if self.device.type != "cpu":
+            torch.cuda.reset_peak_memory_stats(self.device)
+            return torch.cuda.memory_allocated(self.device)
+        # What earlier cases have freed goes back to the system first: it would hide what the next one takes.
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")
+        return _memory("VmRSS")
+
+    def peak(self) -> int:
+        """The peak, in bytes."""
+        return _memory("VmHWM") if self.device.type == "cpu" else torch.cuda.max_memory_allocated(self.device)
+
+
+def measure(
+    family: Family, clients: int, matcher: str, solver: Matcher, *, with_limit: bool, device: torch.device
+) -> Row:
+    """Run one case."""
+    endpoints, spec, problem = family.endpoints(clients), family.spec(), _problem(family, clients, device)
+    watch = Stopwatch(device)
+    in_use, started = watch.forget_peak(), watch.seconds()
     matching = solver.match(problem)
-    seconds, growth = [time.process_time() - started], _memory("VmHWM") - resident
+    seconds, growth = [watch.seconds() - started], watch.peak() - in_use
     limits: list[Limit] = []
     while with_limit and len(limits) < _REPETITIONS:
         with measured_limit() as limit:
             solver.match(problem)
         limits.append(limit)
-        started = time.process_time()
+        started = watch.seconds()
         solver.match(problem)
-        seconds.append(time.process_time() - started)
+        seconds.append(watch.seconds() - started)
     maps = as_client_maps(problem.group_names, matching.permutations, clients)
     mapped = [spec.apply(client, own) for client, own in zip(endpoints, maps, strict=True)]
     merged, repaired = family.merged_quality(mapped, CALIBRATION_IMAGES)
@@ -149,7 +187,7 @@ def measure(family: Family, clients: int, matcher: str, solver: Matcher, with_li
         objective=problem.objective(matching.permutations) / 2,
         accuracy=merged.accuracy,
         repaired_accuracy=repaired.accuracy,
-        cpu_seconds=statistics.median(seconds),
+        seconds=statistics.median(seconds),
         iterations=len(matching.iterations) - 1,
         memory=growth / sum(block.data.nbytes for block in problem.blocks),
         product_seconds=statistics.median(limit.products for limit in limits) if limits else None,
@@ -157,19 +195,18 @@ def measure(family: Family, clients: int, matcher: str, solver: Matcher, with_li
     )
 
 
-def _problem(family: Family, clients: int) -> MatchingProblem:
-    return MatchingProblem.build(family.endpoints(clients), family.spec(), [1.0] * clients, torch.device("cpu"))
+def _problem(family: Family, clients: int, device: torch.device) -> MatchingProblem:
+    return MatchingProblem.build(family.endpoints(clients), family.spec(), [1.0] * clients, device)
 
 
-def _reset_peak_memory() -> int:
-    """Forget the process's peak of resident memory; return what is resident now, in bytes.
-
-    What earlier cases have freed goes back to the system first: it would hide what the next one takes.
-    """
-    gc.collect()
-    ctypes.CDLL("libc.so.6").malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")
-    return _memory("VmRSS")
+def profile(family: Family, clients: int, device: torch.device) -> str:
+    """What the default matcher's time goes to: a table of operations, the most expensive first."""
+    problem = _problem(family, clients, device)
+    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device.type == "cuda")
+    with torch_profile(activities=activities) as record:
+        UniverseMatcher().match(problem)
+    by = "self_cpu_time_total" if device.type == "cpu" else "self_cuda_time_total"
+    return str(record.key_averages().table(sort_by=by, row_limit=_PROFILED))
 
 
 def _memory(field: str) -> int:
@@ -177,13 +214,13 @@ def _memory(field: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
 
 
-def environment() -> dict[str, Any]:
+def environment(device: torch.device = _CPU) -> dict[str, Any]:
     """What the figures were measured on."""
-    return {"hardware": hardware(torch.device("cpu")), **asdict(Environment())}
+    return {"hardware": hardware(device), **asdict(Environment())}
 
 
-def draw(rows: Sequence[Row], folder: Path) -> None:
-    """Per family: objective relative to the default's, and CPU time, against the number of clients."""
+def draw(rows: Sequence[Row], folder: Path, prefix: str, clock: str) -> None:
+    """Per family: objective relative to the default's, and time, against the number of clients."""
     import matplotlib as mpl  # noqa: PLC0415 - drawing is the last step, and slow to import in every process
 
     mpl.use("Agg")
@@ -202,21 +239,21 @@ def draw(rows: Sequence[Row], folder: Path) -> None:
                 left.plot(
                     clients, [row.objective / best[row.clients] for row in line], marker="o", color=color, label=matcher
                 )
-            right.plot(clients, [row.cpu_seconds for row in line], marker="o", color=color, label=matcher)
+            right.plot(clients, [row.seconds for row in line], marker="o", color=color, label=matcher)
         left.set(xlabel="clients", ylabel="objective / default's", title=family)
-        right.set(xlabel="clients", ylabel="CPU seconds, one thread", yscale="log")
+        right.set(xlabel="clients", ylabel=clock, yscale="log")
         right.legend(fontsize=8)
-        figure.savefig(folder / f"matching-{family}.png", dpi=120)
+        figure.savefig(folder / f"{prefix}-{family}.png", dpi=120)
         pyplot.close(figure)
 
 
-def table(rows: Sequence[Row], endpoints: Sequence[float]) -> list[str]:
+def table(rows: Sequence[Row], endpoints: Sequence[float], clock: str) -> list[str]:
     """One family's rows in Markdown."""
     lines = [
         f"The {len(endpoints)} networks have {100 * sum(endpoints) / len(endpoints):.2f} % on average "
         f"({100 * min(endpoints):.2f} to {100 * max(endpoints):.2f} %).",
         "",
-        "| n | matcher | objective | accuracy | after REPAIR | CPU-seconds | iterations | bare products + assignments |",
+        f"| n | matcher | objective | accuracy | after REPAIR | {clock} | iterations | bare products + assignments |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
@@ -225,7 +262,7 @@ def table(rows: Sequence[Row], endpoints: Sequence[float]) -> list[str]:
             bare = f"{row.product_seconds:.2f} + {row.assignment_seconds:.2f}"
         accuracies = f"{100 * row.accuracy:.2f} % | {100 * row.repaired_accuracy:.2f} %"
         lines.append(
-            f"| {row.clients} | {row.matcher} | {row.objective:.2f} | {accuracies} | {row.cpu_seconds:.2f} | "
+            f"| {row.clients} | {row.matcher} | {row.objective:.2f} | {accuracies} | {row.seconds:.2f} | "
             f"{row.iterations} | {bare} |"
         )
     return lines
@@ -242,11 +279,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--matchers", nargs="+", default=usual, choices=[*usual, *VARIANTS], metavar="NAME")
     parser.add_argument("--limit", action="store_true", help="also time the bare products and assignments")
     parser.add_argument("--pair-sum-iterations", type=int, default=2, help="of the yardstick (default: 2)")
-    parser.add_argument("--output", type=Path, default=DOCS / "results" / "matching.json")
-    parser.add_argument("--page", type=Path, default=DOCS / "matching.md")
+    parser.add_argument("--device", type=torch.device, default=_CPU, help="where to match (default: cpu)")
+    parser.add_argument("--profile", action="store_true", help="only print what the default matcher's time goes to")
+    parser.add_argument("--docs", type=Path, default=DOCS, help="folder of the page, its figures and results/")
     options = parser.parse_args(arguments)
+    device: torch.device = options.device
+    if options.limit and device.type != "cpu":
+        parser.error("--limit times the bare cost on the CPU only")
     torch.set_num_threads(1)
-    before = json.loads(options.output.read_text()) if options.output.exists() else {"rows": [], "endpoints": {}}
+    if options.profile:
+        for name, clients in product(options.families, options.clients):
+            print(f"{name}, n = {clients}\n{profile(Family(name, options.data, options.cache), clients, device)}")
+        return
+    prefix, clock = ("matching", "CPU-seconds") if device.type == "cpu" else (f"matching-{device.type}", "seconds")
+    output, page = options.docs / "results" / f"{prefix}.json", options.docs / "matching.md"
+    before = json.loads(output.read_text()) if output.exists() else {"rows": [], "endpoints": {}}
     rows = {
         (r["family"], r["clients"], r["matcher"]): Row(**r) for r in before["rows"]
     }  # those measured before are kept
@@ -256,22 +303,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
         count = max([*options.clients, len(endpoints.get(name, []))])
         endpoints[name] = [family.quality(each).accuracy for each in family.endpoints(count)]
         # What is set up once in a process, such as pools of threads, counts for no case.
-        UniverseMatcher(effort=0).match(_problem(family, 2))
+        UniverseMatcher(effort=0).match(_problem(family, 2, device))
         for clients in options.clients:
             for matcher in options.matchers:
                 pair_sum = PairSumFrankWolfe(options.pair_sum_iterations)
                 solver = pair_sum if matcher == PAIR_SUM else (MATCHERS | VARIANTS)[matcher]()
-                row = measure(family, clients, matcher, solver, options.limit)
+                row = measure(family, clients, matcher, solver, with_limit=options.limit, device=device)
                 rows[name, clients, matcher] = row
                 print(json.dumps(asdict(row)), flush=True)
                 ordered = [asdict(rows[key]) for key in sorted(rows)]
-                result = {"environment": environment(), "endpoints": endpoints, "rows": ordered}
-                options.output.parent.mkdir(parents=True, exist_ok=True)
-                options.output.write_text(json.dumps(result, indent=1) + "\n")
+                result = {"environment": environment(device), "endpoints": endpoints, "rows": ordered}
+                output.parent.mkdir(parents=True, exist_ok=True)
+                output.write_text(json.dumps(result, indent=1) + "\n")
     for name, accuracies in endpoints.items():
         own = [rows[key] for key in sorted(rows) if key[0] == name]
-        replace_block(options.page, f"matching-{name}", table(own, accuracies), "Matching")
-    draw(list(rows.values()), options.page.parent / "figures")
+        replace_block(page, f"{prefix}-{name}", table(own, accuracies, clock), "Matching")
+    draw(list(rows.values()), options.docs / "figures", prefix, clock)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,47 @@
+"""The matching benchmark as a command, on networks of eight units and random images."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks import matching
+
+pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> list[str]:
+    random = np.random.default_rng(0)
+    arrays = {}
+    for part, count in (("train", 600), ("test", 10_000)):
+        arrays[f"x_{part}"] = random.integers(0, 256, (count, 28, 28), dtype=np.uint8)
+        arrays[f"y_{part}"] = np.arange(count) % 10
+    np.savez(tmp_path / "mnist.npz", **arrays)
+    places = ["--data", str(tmp_path), "--cache", str(tmp_path / "cache"), "--docs", str(tmp_path / "docs")]
+    return [*places, "--families", "mlp8", "--clients", "2"]
+
+
+def test_rows_are_added_to_those_measured_before(run: list[str], tmp_path: Path) -> None:
+    matching.main([*run, "--matchers", "default", "--limit"])
+    matching.main([*run, "--matchers", "identity", "blocks-4-ascent"])
+    rows = json.loads((tmp_path / "docs/results/matching.json").read_text())["rows"]
+    assert [row["matcher"] for row in rows] == ["blocks-4-ascent", "default", "identity"]
+    objectives = {row["matcher"]: row["objective"] for row in rows}
+    assert objectives["default"] >= objectives["blocks-4-ascent"] > objectives["identity"]
+    page = (tmp_path / "docs/matching.md").read_text()
+    assert all(f"| 2 | {row['matcher']} | {row['objective']:.2f} |" in page for row in rows)
+    assert (tmp_path / "docs/figures/matching-mlp8.png").is_file()
+    assert {row["matcher"] for row in rows if row["product_seconds"] is not None} == {"default"}
+
+
+def test_profile_names_the_products_and_writes_nothing(
+    run: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    matching.main([*run, "--profile"])
+    assert "aten::bmm" in capsys.readouterr().out
+    assert not (tmp_path / "docs").exists()
