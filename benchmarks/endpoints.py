@@ -1,8 +1,8 @@
 """Trained networks to match: families of one architecture from different seeds, trained and kept as for the experiments.
 
-``mlpW``: the perceptron 784-W-W-W-10 on all of MNIST; Adam, cosine learning rate from 1e-3, 3 epochs. ``resnetW`` and
-``vggW``: ResNet20 and VGG16 (LayerNorm) on CIFAR-10 by the recipe of the experiments' CPU scale; at widths other than that
-scale's own, they see 20,000 images, for 2 epochs, VGG16 with Adam.
+``mlpW``: the perceptron 784-W-W-W-10 on all of MNIST, ``mlpWxD`` the same with D hidden layers; Adam, cosine learning rate
+from 1e-3, 3 epochs. ``resnetW`` and ``vggW``: ResNet20 and VGG16 (LayerNorm) on CIFAR-10 by the recipe of the experiments'
+CPU scale; at widths other than that scale's own, they see 20,000 images, for 2 epochs, VGG16 with Adam.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from simulations.paper.scales import SCALES
 from simulations.paper.training import Recipe
 
 _PERCEPTRON = Recipe(epochs=3, batch_size=128, optimizer="adam", learning_rate=1e-3, weight_decay=0.0, clip_norm=1.0)
+_DEPTH = 3
 TEST_IMAGES = {False: 10_000, True: 2_500}
 """Test images that merged networks are judged by: all of MNIST's, and the first of CIFAR-10's."""
 
@@ -40,12 +41,13 @@ def family_config(name: str) -> EndpointConfig:
     ValueError
         If there is no such family.
     """
-    match = re.fullmatch(r"(mlp|resnet|vgg)(\d+(?:\.\d+)?)", name)
+    if match := re.fullmatch(r"mlp(\d+)(?:x(\d+))?", name):
+        hidden = [match[1]] * int(match[2] or _DEPTH)
+        return EndpointConfig("mnist", f"mlp:{'-'.join(hidden)}", _PERCEPTRON)
+    match = re.fullmatch(r"(resnet|vgg)(\d+(?:\.\d+)?)", name)
     if match is None:
-        raise ValueError(f"there is no family {name!r}; use mlpW, resnetW or vggW with a width W")
+        raise ValueError(f"there is no family {name!r}; use mlpW, mlpWxD, resnetW or vggW with a width W and a depth D")
     kind, size = match.groups()
-    if kind == "mlp":
-        return EndpointConfig("mnist", f"mlp:{size}-{size}-{size}", _PERCEPTRON)
     networks = SCALES["cpu"]().networks
     config = networks["resnet20-cifar10" if kind == "resnet" else "vgg16-cifar10"]
     if float(size) == config.width:
@@ -71,7 +73,7 @@ class Family:
     Attributes
     ----------
     name
-        ``mlpW``, ``resnetW`` or ``vggW`` with a width W.
+        ``mlpW``, ``mlpWxD``, ``resnetW`` or ``vggW`` with a width W and a depth D.
     data_root
         Folder of the data sets.
     cache
