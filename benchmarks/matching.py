@@ -1,7 +1,8 @@
 """Matchers side by side on trained networks: objective, merged accuracy, time, memory.
 
 Run ``python -m benchmarks matching --data FOLDER``, on Linux: results go to ``docs/results/matching.json``, beside
-those that are there, tables to ``docs/matching.md`` and figures to ``docs/figures/matching-*.png``. With ``--device cuda``
+those that are there, a summary to ``docs/matching.md``, all cases to ``docs/matching-cases.md`` and figures to
+``docs/figures/matching-*.png``. With ``--device cuda``
 the same is measured there, under names of its own; ``--profile`` prints what a case's time goes to. The objective is the
 sum over pairs p < q of the mapped networks' inner products, all parameters included.
 """
@@ -247,6 +248,29 @@ def draw(rows: Sequence[Row], folder: Path, prefix: str, clock: str) -> None:
         pyplot.close(figure)
 
 
+def summary(rows: Sequence[Row], clock: str) -> list[str]:
+    """Every case in which both the default and MergeMany were measured, in Markdown."""
+    lines = [
+        f"| networks | n | objective, default | above MergeMany's | accuracy after REPAIR, default, MergeMany | "
+        f"{clock}, default, MergeMany | times the bare cost | memory |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    by_case = {(row.family, row.clients, row.matcher): row for row in rows}
+    for (family, clients, matcher), own in sorted(by_case.items()):
+        other = by_case.get((family, clients, "merge-many"))
+        if matcher != "default" or other is None:
+            continue
+        bare = ""
+        if own.product_seconds is not None and own.assignment_seconds is not None:
+            bare = f"{own.seconds / (own.product_seconds + own.assignment_seconds):.2f}"
+        lines.append(
+            f"| {family} | {clients} | {own.objective:.2f} | {100 * (own.objective / other.objective - 1):+.2f} % | "
+            f"{100 * own.repaired_accuracy:.2f} %, {100 * other.repaired_accuracy:.2f} % | "
+            f"{own.seconds:.2f}, {other.seconds:.2f} | {bare} | {own.memory:.1f} |"
+        )
+    return lines
+
+
 def table(rows: Sequence[Row], endpoints: Sequence[float], clock: str) -> list[str]:
     """One family's rows in Markdown."""
     lines = [
@@ -281,7 +305,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--pair-sum-iterations", type=int, default=2, help="of the yardstick (default: 2)")
     parser.add_argument("--device", type=torch.device, default=_CPU, help="where to match (default: cpu)")
     parser.add_argument("--profile", action="store_true", help="only print what the default matcher's time goes to")
-    parser.add_argument("--docs", type=Path, default=DOCS, help="folder of the page, its figures and results/")
+    parser.add_argument("--docs", type=Path, default=DOCS, help="folder of the pages, their figures and results/")
     options = parser.parse_args(arguments)
     device: torch.device = options.device
     if options.limit and device.type != "cpu":
@@ -292,7 +316,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(f"{name}, n = {clients}\n{profile(Family(name, options.data, options.cache), clients, device)}")
         return
     prefix, clock = ("matching", "CPU-seconds") if device.type == "cpu" else (f"matching-{device.type}", "seconds")
-    output, page = options.docs / "results" / f"{prefix}.json", options.docs / "matching.md"
+    output = options.docs / "results" / f"{prefix}.json"
     before = json.loads(output.read_text()) if output.exists() else {"rows": [], "endpoints": {}}
     rows = {
         (r["family"], r["clients"], r["matcher"]): Row(**r) for r in before["rows"]
@@ -315,9 +339,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 result = {"environment": environment(device), "endpoints": endpoints, "rows": ordered}
                 output.parent.mkdir(parents=True, exist_ok=True)
                 output.write_text(json.dumps(result, indent=1) + "\n")
+    replace_block(options.docs / "matching.md", f"{prefix}-summary", summary(list(rows.values()), clock), "Matching")
     for name, accuracies in endpoints.items():
         own = [rows[key] for key in sorted(rows) if key[0] == name]
-        replace_block(page, f"{prefix}-{name}", table(own, accuracies, clock), "Matching")
+        lines = [f"## {name}", "", *table(own, accuracies, clock)]
+        replace_block(options.docs / "matching-cases.md", f"{prefix}-{name}", lines, "Matching: every case")
     draw(list(rows.values()), options.docs / "figures", prefix, clock)
 
 
