@@ -33,6 +33,12 @@ TEST_IMAGES = {False: 10_000, True: 2_500}
 """Test images that merged networks are judged by: all of MNIST's, and the first of CIFAR-10's."""
 
 
+def perceptron_size(name: str) -> tuple[int, int] | None:
+    """Neurons per hidden layer and number of hidden layers of a family of perceptrons; None for other families."""
+    match = re.fullmatch(r"mlp(\d+)(?:x(\d+))?", name)
+    return (int(match[1]), int(match[2] or _DEPTH)) if match else None
+
+
 def family_config(name: str) -> EndpointConfig:
     """What a family's networks are and how they are trained.
 
@@ -41,21 +47,21 @@ def family_config(name: str) -> EndpointConfig:
     ValueError
         If there is no such family.
     """
-    if match := re.fullmatch(r"mlp(\d+)(?:x(\d+))?", name):
-        hidden = [match[1]] * int(match[2] or _DEPTH)
-        return EndpointConfig("mnist", f"mlp:{'-'.join(hidden)}", _PERCEPTRON)
+    if size := perceptron_size(name):
+        width, depth = size
+        return EndpointConfig("mnist", f"mlp:{'-'.join([str(width)] * depth)}", _PERCEPTRON)
     match = re.fullmatch(r"(resnet|vgg)(\d+(?:\.\d+)?)", name)
     if match is None:
         raise ValueError(f"there is no family {name!r}; use mlpW, mlpWxD, resnetW or vggW with a width W and a depth D")
-    kind, size = match.groups()
+    kind, factor = match.groups()
     networks = SCALES["cpu"]().networks
     config = networks["resnet20-cifar10" if kind == "resnet" else "vgg16-cifar10"]
-    if float(size) == config.width:
+    if float(factor) == config.width:
         return config
     recipe = replace(config.recipe, epochs=2)
     if kind == "vgg":
         recipe = replace(recipe, optimizer="adam", learning_rate=3e-4, weight_decay=0.0)
-    return replace(config, width=float(size), train_size=20_000, recipe=recipe)
+    return replace(config, width=float(factor), train_size=20_000, recipe=recipe)
 
 
 @dataclass(frozen=True)

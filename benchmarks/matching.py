@@ -25,7 +25,7 @@ import torch
 from torch.profiler import ProfilerActivity
 from torch.profiler import profile as torch_profile
 
-from benchmarks.endpoints import Family
+from benchmarks.endpoints import Family, perceptron_size
 from benchmarks.limit import Limit, measured_limit
 from c2m3_fl.matching import (
     BlockFrankWolfe,
@@ -51,6 +51,7 @@ DOCS = Path(__file__).parents[1] / "docs"
 PAIR_SUM = "pair-sum"
 CALIBRATION_IMAGES = 512
 _PROFILED = 20  # operations in a profile
+_SIZED_CLIENTS = 5  # in the figure of widths and depths
 _REPETITIONS = 3  # of a case with its bare cost, in turn: on a busy machine only neighbours in time compare
 
 
@@ -229,7 +230,7 @@ def draw(rows: Sequence[Row], folder: Path, prefix: str, clock: str) -> None:
 
     folder.mkdir(parents=True, exist_ok=True)
     for family in dict.fromkeys(row.family for row in rows):
-        own = [row for row in rows if row.family == family and row.matcher not in ("identity", PAIR_SUM)]
+        own = [row for row in rows if row.family == family and row.matcher not in ("identity", PAIR_SUM, *VARIANTS)]
         best = {row.clients: row.objective for row in own if row.matcher == "default"}
         figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
         for number, matcher in enumerate(dict.fromkeys(row.matcher for row in own)):
@@ -246,6 +247,31 @@ def draw(rows: Sequence[Row], folder: Path, prefix: str, clock: str) -> None:
         right.legend(fontsize=8)
         figure.savefig(folder / f"{prefix}-{family}.png", dpi=120)
         pyplot.close(figure)
+
+
+def draw_sizes(rows: Sequence[Row], path: Path, clock: str) -> None:
+    """Perceptrons of one number of clients: time against width at one depth, and against depth at one width."""
+    from matplotlib import pyplot  # noqa: PLC0415 - as in `draw`
+
+    sized = [(perceptron_size(row.family), row) for row in rows if row.clients == _SIZED_CLIENTS]
+    figure, panels = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    for panel, axis, kept in ((panels[0], 0, 3), (panels[1], 1, 256)):
+        for matcher in ("default", "merge-many"):
+            line = sorted(
+                (size[axis], row.seconds, (row.product_seconds or 0.0) + (row.assignment_seconds or 0.0))
+                for size, row in sized
+                if size is not None and size[1 - axis] == kept and row.matcher == matcher
+            )
+            panel.plot([x for x, _, _ in line], [y for _, y, _ in line], marker="o", label=matcher)
+            if matcher == "default":
+                bare = [(x, y) for x, _, y in line if y]
+                panel.plot([x for x, _ in bare], [y for _, y in bare], "k--", label="bare cost of the default")
+    panels[0].set(xlabel="neurons per hidden layer (3 layers)", ylabel=clock, xscale="log", yscale="log")
+    panels[1].set(xlabel="hidden layers (256 neurons each)", ylabel=clock)
+    panels[0].set_title(f"{_SIZED_CLIENTS} perceptrons")
+    panels[0].legend(fontsize=8)
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
 
 
 def summary(rows: Sequence[Row], clock: str) -> list[str]:
@@ -345,6 +371,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         lines = [f"## {name}", "", *table(own, accuracies, clock)]
         replace_block(options.docs / "matching-cases.md", f"{prefix}-{name}", lines, "Matching: every case")
     draw(list(rows.values()), options.docs / "figures", prefix, clock)
+    draw_sizes(list(rows.values()), options.docs / "figures" / f"{prefix}-sizes.png", clock)
 
 
 if __name__ == "__main__":
