@@ -166,7 +166,7 @@ def aggregate(
     if wanted is not None:
         clock = time.perf_counter()
         scores = score(module, [each.state_dict for each in candidates], wanted, device=place)
-        chosen = best(scores)
+        chosen = best(scores, wanted)
         guard_seconds += time.perf_counter() - clock
     return Aggregation(
         state_dict=candidates[chosen].state_dict,

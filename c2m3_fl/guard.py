@@ -99,6 +99,17 @@ class Target:
     wanted: list[Tensor]
     broken: frozenset[int]
     votes: Tensor
+    doubt: float = 0.0
+
+    def allowance(self, errors: int) -> float:
+        """By how many examples a candidate must be better than one with that many errors: those of mere chance.
+
+        Of these errors a share `doubt` is expected to be the target's own; the allowance is their number's standard
+        deviation. Without it repaired networks were taken for a handful of examples in nearly every round of CIFAR-100 (five
+        clients of 800 images, Dirichlet(0.3) labels, an ensemble that is right in one of seven cases), and after six
+        rounds 0.76 points of test accuracy were lost (standard error 0.29, ten seeds).
+        """
+        return math.sqrt(errors * self.doubt)
 
 
 def target(
@@ -151,8 +162,12 @@ def target(
             calibration.inputs, [labels.to(device) for labels in calibration.labels], frozenset(broken), votes
         )
     counted = sum(weight for position, weight in enumerate(weights) if position not in broken)
-    wanted = [output.argmax(1) if _are_class_scores(output) else output / counted for output in total]
-    return Target(calibration.inputs, wanted, frozenset(broken), votes)
+    means = [output / counted for output in total]
+    wanted = [mean.argmax(1) if _are_class_scores(mean) else mean for mean in means]
+    doubt = 0.0
+    if all(map(_are_class_scores, means)):
+        doubt = 1.0 - float(torch.cat([mean.amax(1) for mean in means]).mean())
+    return Target(calibration.inputs, wanted, frozenset(broken), votes, doubt)
 
 
 @dataclass(frozen=True)
@@ -170,9 +185,9 @@ class Score:
     loss: float
     errors: int
 
-    def beats(self, other: Score) -> bool:
-        """Whether the loss is smaller, and no more examples are wrong."""
-        return self.loss < other.loss and self.errors <= other.errors
+    def beats(self, other: Score, allowance: float = 0.0) -> bool:
+        """Whether the loss is smaller, and so is the number of wrong examples, by the allowance or more."""
+        return self.loss < other.loss and self.errors + allowance <= other.errors
 
 
 def score(
@@ -194,7 +209,7 @@ def score(
         return [Score(_loss(each, wanted.wanted), _errors(each, wanted.wanted)) for each in outputs]
 
 
-def best(scores: Sequence[Score]) -> int:
+def best(scores: Sequence[Score], wanted: Target) -> int:
     """Position of the candidate that beats the best one before it, in turn; the first if none does.
 
     A repaired network is more confident than an average, which alone can make its loss the smaller one where the wanted
@@ -204,7 +219,7 @@ def best(scores: Sequence[Score]) -> int:
     """
     chosen = 0
     for position, each in enumerate(scores):
-        if each.beats(scores[chosen]):
+        if each.beats(scores[chosen], wanted.allowance(scores[chosen].errors)):
             chosen = position
     return chosen
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from c2m3_fl import RepairError, aggregate, average
-from c2m3_fl.guard import CalibrationSet, Score, best, score, target
+from c2m3_fl.guard import CalibrationSet, Score, Target, best, score, target
 from c2m3_fl.matching import Identity, Iteration, Matching, MatchingProblem
 from c2m3_fl.symmetry import PermutationSpec
 
@@ -152,12 +152,37 @@ def test_the_best_candidate_is_returned_and_all_are_reported(clients: list[dict[
     ]
 
 
+def doubted(doubt: float) -> Target:
+    return Target([], [], frozenset(), torch.empty(0, 0), doubt)
+
+
 def test_a_smaller_loss_does_not_decide_against_the_predictions() -> None:
-    plain, confident, better = Score(2.0, 40), Score(1.0, 50), Score(1.5, 40)
-    assert best([plain]) == best([plain, confident]) == best([plain, plain]) == 0
-    assert best([plain, confident, better]) == 2
-    assert best([plain, better, confident]) == 1
-    assert best([Score(math.inf, 64), better]) == 1
+    plain, confident, better, sure = Score(2.0, 40), Score(1.0, 50), Score(1.5, 40), doubted(0.0)
+    assert best([plain], sure) == best([plain, confident], sure) == best([plain, plain], sure) == 0
+    assert best([plain, confident, better], sure) == 2
+    assert best([plain, better, confident], sure) == 1
+    assert best([Score(math.inf, 64), better], sure) == 1
+
+
+def test_the_more_doubtful_the_target_the_more_a_candidate_must_gain() -> None:
+    plain, little, much = Score(2.0, 100), Score(1.0, 96), Score(1.0, 80)
+    assert best([plain, little], doubted(0.01)) == 1
+    assert best([plain, little], doubted(0.81)) == 0
+    assert best([plain, much], doubted(0.81)) == 1
+
+
+def test_labels_are_not_doubted_and_an_undecided_ensemble_is() -> None:
+    labels = torch.zeros(len(INPUTS), dtype=torch.long)
+
+    def doubt(clients: list[dict[str, Tensor]], calibration: CalibrationSet) -> float:
+        return target(network, clients, calibration, weights=[1.0] * len(clients), device=CPU).doubt
+
+    undecided = {name: torch.zeros_like(tensor) for name, tensor in SHARED[0].items()}
+    classes = network()(INPUTS).shape[1]
+    assert doubt([undecided], CalibrationSet.read(INPUTS)) == pytest.approx(1 - 1 / classes)
+    assert doubt([undecided], CalibrationSet.read([(INPUTS, labels)])) == 0.0
+    decided = {name: 100 * tensor for name, tensor in SHARED[0].items()}
+    assert doubt([decided], CalibrationSet.read(INPUTS)) < 0.1
 
 
 def test_the_plain_method_is_there_without_guard() -> None:
