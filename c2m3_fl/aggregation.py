@@ -166,7 +166,7 @@ def aggregate(
     if wanted is not None:
         clock = time.perf_counter()
         scores = score(module, [each.state_dict for each in candidates], wanted, device=place)
-        chosen = best(scores, wanted)
+        chosen = best(scores, 0.0 if alignment.moved else wanted.doubt)
         guard_seconds += time.perf_counter() - clock
     return Aggregation(
         state_dict=candidates[chosen].state_dict,

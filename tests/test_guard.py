@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from c2m3_fl import RepairError, aggregate, average
-from c2m3_fl.guard import CalibrationSet, Score, Target, best, score, target
+from c2m3_fl.guard import CalibrationSet, Score, best, score, target
 from c2m3_fl.matching import Identity, Iteration, Matching, MatchingProblem
 from c2m3_fl.symmetry import PermutationSpec
 
@@ -152,23 +152,19 @@ def test_the_best_candidate_is_returned_and_all_are_reported(clients: list[dict[
     ]
 
 
-def doubted(doubt: float) -> Target:
-    return Target([], [], frozenset(), torch.empty(0, 0), doubt)
-
-
 def test_a_smaller_loss_does_not_decide_against_the_predictions() -> None:
-    plain, confident, better, sure = Score(2.0, 40), Score(1.0, 50), Score(1.5, 40), doubted(0.0)
-    assert best([plain], sure) == best([plain, confident], sure) == best([plain, plain], sure) == 0
-    assert best([plain, confident, better], sure) == 2
-    assert best([plain, better, confident], sure) == 1
-    assert best([Score(math.inf, 64), better], sure) == 1
+    plain, confident, better = Score(2.0, 40), Score(1.0, 50), Score(1.5, 40)
+    assert best([plain]) == best([plain, confident]) == best([plain, plain]) == 0
+    assert best([plain, confident, better]) == 2
+    assert best([plain, better, confident]) == 1
+    assert best([Score(math.inf, 64), better]) == 1
 
 
 def test_the_more_doubtful_the_target_the_more_a_candidate_must_gain() -> None:
     plain, little, much = Score(2.0, 100), Score(1.0, 96), Score(1.0, 80)
-    assert best([plain, little], doubted(0.01)) == 1
-    assert best([plain, little], doubted(0.81)) == 0
-    assert best([plain, much], doubted(0.81)) == 1
+    assert best([plain, little], 0.01) == 1
+    assert best([plain, little], 0.81) == 0
+    assert best([plain, much], 0.81) == 1
 
 
 def test_labels_are_not_doubted_and_an_undecided_ensemble_is() -> None:
