@@ -222,7 +222,7 @@ def environment(device: torch.device = _CPU) -> dict[str, Any]:
 
 
 def draw(rows: Sequence[Row], folder: Path, prefix: str, clock: str) -> None:
-    """Per family: objective relative to the default's, and time, against the number of clients."""
+    """Per family with several numbers of clients: objective relative to the default's, and time, against them."""
     import matplotlib as mpl  # noqa: PLC0415 - drawing is the last step, and slow to import in every process
 
     mpl.use("Agg")
@@ -232,6 +232,8 @@ def draw(rows: Sequence[Row], folder: Path, prefix: str, clock: str) -> None:
     for family in dict.fromkeys(row.family for row in rows):
         own = [row for row in rows if row.family == family and row.matcher not in ("identity", PAIR_SUM, *VARIANTS)]
         best = {row.clients: row.objective for row in own if row.matcher == "default"}
+        if len(best) < 2:
+            continue  # nothing to draw a line through
         figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
         for number, matcher in enumerate(dict.fromkeys(row.matcher for row in own)):
             color = f"C{number}"  # one colour for a matcher in both panels, which do not show the same ones
@@ -254,6 +256,8 @@ def draw_sizes(rows: Sequence[Row], path: Path, clock: str) -> None:
     from matplotlib import pyplot  # noqa: PLC0415 - as in `draw`
 
     sized = [(perceptron_size(row.family), row) for row in rows if row.clients == _SIZED_CLIENTS]
+    if len({size for size, _ in sized if size is not None}) < 2:
+        return
     figure, panels = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
     for panel, axis, kept in ((panels[0], 0, 3), (panels[1], 1, 256)):
         for matcher in ("default", "merge-many"):
@@ -365,13 +369,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 result = {"environment": environment(device), "endpoints": endpoints, "rows": ordered}
                 output.parent.mkdir(parents=True, exist_ok=True)
                 output.write_text(json.dumps(result, indent=1) + "\n")
+    figures = options.docs / "figures"
+    draw(list(rows.values()), figures, prefix, clock)
     replace_block(options.docs / "matching.md", f"{prefix}-summary", summary(list(rows.values()), clock), "Matching")
     for name, accuracies in endpoints.items():
         own = [rows[key] for key in sorted(rows) if key[0] == name]
         lines = [f"## {name}", "", *table(own, accuracies, clock)]
+        if (figures / f"{prefix}-{name}.png").is_file():
+            lines += ["", f"![{name}](figures/{prefix}-{name}.png)"]
         replace_block(options.docs / "matching-cases.md", f"{prefix}-{name}", lines, "Matching: every case")
-    draw(list(rows.values()), options.docs / "figures", prefix, clock)
-    draw_sizes(list(rows.values()), options.docs / "figures" / f"{prefix}-sizes.png", clock)
+    draw_sizes(list(rows.values()), figures / f"{prefix}-sizes.png", clock)
 
 
 if __name__ == "__main__":

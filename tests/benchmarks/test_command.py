@@ -23,19 +23,20 @@ def run(tmp_path: Path) -> list[str]:
         arrays[f"y_{part}"] = np.arange(count) % 10
     np.savez(tmp_path / "mnist.npz", **arrays)
     places = ["--data", str(tmp_path), "--cache", str(tmp_path / "cache"), "--docs", str(tmp_path / "docs")]
-    return [*places, "--families", "mlp8", "--clients", "2"]
+    return [*places, "--families", "mlp8", "--clients", "2", "3"]
 
 
 def test_rows_are_added_to_those_measured_before(run: list[str], tmp_path: Path) -> None:
     matching.main([*run, "--matchers", "default", "--limit"])
     matching.main([*run, "--matchers", "merge-many", "blocks-4-ascent"])
     rows = json.loads((tmp_path / "docs/results/matching.json").read_text())["rows"]
-    assert [row["matcher"] for row in rows] == ["blocks-4-ascent", "default", "merge-many"]
-    objectives = {row["matcher"]: row["objective"] for row in rows}
+    matchers = ["blocks-4-ascent", "default", "merge-many"]
+    assert [(row["clients"], row["matcher"]) for row in rows] == [(n, name) for n in (2, 3) for name in matchers]
+    objectives = {row["matcher"]: row["objective"] for row in rows if row["clients"] == 2}
     assert objectives["default"] >= objectives["blocks-4-ascent"]
     assert f"| mlp8 | 2 | {objectives['default']:.2f} |" in (tmp_path / "docs/matching.md").read_text()
     page = (tmp_path / "docs/matching-cases.md").read_text()
-    assert all(f"| 2 | {row['matcher']} | {row['objective']:.2f} |" in page for row in rows)
+    assert all(f"| {row['clients']} | {row['matcher']} | {row['objective']:.2f} |" in page for row in rows)
     assert (tmp_path / "docs/figures/matching-mlp8.png").is_file()
     assert {row["matcher"] for row in rows if row["product_seconds"] is not None} == {"default"}
 
