@@ -138,7 +138,7 @@ def _cpu() -> Scale:
             "resnet20-bn-cifar10": replace(resnet, norm="batch"),
             "resnet20-cifar100": replace(resnet, dataset="cifar100", recipe=hundred),
             "vgg16-cifar10": vgg,
-            "vgg16-cifar100": replace(vgg, dataset="cifar100", recipe=hundred),
+            "vgg16-cifar100": replace(vgg, dataset="cifar100", recipe=replace(hundred, epochs=4, learning_rate=3e-4)),
         },
         many={"mlp-mnist": (2, 3, 5, 7, 10, 15, 20), "resnet20-cifar10": (2, 3, 4, 5)},
         widths={"resnet20-cifar10": (0.5, 1.0, 2.0), "mlp-mnist": (0.125, 0.25, 0.5, 1.0)},
