@@ -2,9 +2,9 @@
 
 Run ``python -m benchmarks matching --data FOLDER``, on Linux: results go to ``docs/results/matching.json``, beside
 those that are there, a summary to ``docs/matching.md``, all cases to ``docs/matching-cases.md`` and figures to
-``docs/figures/matching-*.png``. With ``--device cuda``
-the same is measured there, under names of its own; ``--profile`` prints what a case's time goes to. The objective is the
-sum over pairs p < q of the mapped networks' inner products, all parameters included.
+``docs/figures/matching-*.png``. With ``--device cuda`` the same is measured there, under names of its own; ``--profile``
+prints what a case's time goes to. The objective is the sum over pairs p < q of the mapped networks' inner products, all
+parameters included.
 """
 
 from __future__ import annotations

@@ -93,6 +93,9 @@ class Target:
     votes
         The class that each client predicts for each example, LongTensor of shape ``(clients, examples)``; -1 where a
         client is broken, or the outputs are no class scores.
+    doubt
+        Share of the wanted classes that are expected to be wrong: one less the ensemble's mean probability of the class
+        that it predicts; 0 for labels, and where outputs are no class scores.
     """
 
     inputs: list[Tensor]
