@@ -42,13 +42,13 @@ def measured_limit() -> Iterator[Limit]:
     """Within this context every matcher's products and assignments are timed by themselves."""
     limit, contracted, solve = Limit(), problem.contract, assignment.assign
 
-    def contract(left: Tensor, right: Tensor, axis: int) -> Tensor:
-        a, b = (data.movedim(axis + 1, 1).flatten(2).contiguous() for data in (left, right))
+    def contract(left: Tensor, right: Tensor, axis: int, dtype: torch.dtype | None = None) -> Tensor:
+        a, b = (data.movedim(axis + 1, 1).flatten(2).to(dtype or data.dtype).contiguous() for data in (left, right))
         start = time.thread_time()
         torch.bmm(a, b.transpose(1, 2))
         limit.products += time.thread_time() - start
         limit.product_calls += 1
-        return contracted(left, right, axis)
+        return contracted(left, right, axis, dtype)
 
     def assign(gains: Tensor) -> Tensor:
         start = time.thread_time()

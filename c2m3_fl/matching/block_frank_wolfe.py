@@ -33,6 +33,9 @@ class BlockFrankWolfe:
         Upper bound on the number of passes over the clients.
     tolerance
         Stop after a pass that gains less than this share of the objective's absolute value.
+    coarse
+        Take the gradients' products in bfloat16 where that is faster (see `MatchingProblem.product_dtypes`): the steps
+        are then nearly, not exactly, the best along their directions.
 
     Notes
     -----
@@ -42,14 +45,15 @@ class BlockFrankWolfe:
 
     max_passes: int = 10
     tolerance: float = 1e-6
+    coarse: bool = False
 
     def match(self, problem: MatchingProblem) -> Matching:
         """Solve a matching problem from the identity."""
-        return self.ascend(problem, SoftClients(problem, problem.identity()))
+        return self.ascend(problem, SoftClients(problem, problem.identity(), coarse=self.coarse))
 
     def restart(self, problem: MatchingProblem, permutations: Sequence[Tensor], softness: float) -> Matching:
         """Start from permutations (per group, shape ``(clients, size)``) mixed with the barycentre."""
-        return self.ascend(problem, SoftClients(problem, permutations, softness))
+        return self.ascend(problem, SoftClients(problem, permutations, softness, self.coarse))
 
     def ascend(self, problem: MatchingProblem, soft: SoftClients) -> Matching:
         """Go on from soft maps, which are changed."""
@@ -80,10 +84,15 @@ class SoftClients:
         Where to start, per group of shape ``(clients, size)``.
     softness
         Share of the barycentre, the doubly stochastic matrix of equal entries, in the maps at the start.
+    coarse
+        Take the gradients' products in bfloat16 where that is faster.
     """
 
-    def __init__(self, problem: MatchingProblem, permutations: Sequence[Tensor], softness: float = 0.0) -> None:
+    def __init__(
+        self, problem: MatchingProblem, permutations: Sequence[Tensor], softness: float = 0.0, coarse: bool = False
+    ) -> None:
         self.problem = problem
+        self.dtypes = problem.product_dtypes(coarse)
         self.tables: list[list[Tensor]] = []
         for block in problem.blocks:
             tables = [block.data] * (1 << block.order)
@@ -149,7 +158,7 @@ class SoftClients:
             for number, block in enumerate(self.problem.blocks):
                 for axis in block.axes_of(group):
                     image = self.tables[number][len(self.tables[number]) - 1 ^ 1 << axis][client]
-                    shares[number, axis] = contract(others[number][None], image[None], axis)[0]
+                    shares[number, axis] = contract(others[number][None], image[None], axis, self.dtypes[group])[0]
                     own.append(shares[number, axis])
             gradient = sum(own[1:], own[0]).cpu()
             # A thread costs more than a small assignment.

@@ -36,6 +36,9 @@ class CoordinateAscent:
     least_gain
         The sweeps end after one in which no group gained more than this share of its own part of the objective. With 0
         they go on to a local optimum; with many clients the last sweeps are many, and gain little.
+    coarse
+        Look for moves with products in bfloat16 where that is faster (see `MatchingProblem.product_dtypes`), and make
+        those that gain in full precision; once they end, look again in full precision.
 
     Notes
     -----
@@ -48,6 +51,7 @@ class CoordinateAscent:
     max_sweeps: int = 100
     tolerance: float = 1e-6
     least_gain: float = 0.0
+    coarse: bool = False
 
     def match(self, problem: MatchingProblem) -> Matching:
         """Solve a matching problem from the identity."""
@@ -55,13 +59,15 @@ class CoordinateAscent:
 
     def improve(self, problem: MatchingProblem, permutations: Sequence[Tensor]) -> Matching:
         """Ascend from given permutations (per group, shape ``(clients, size)``)."""
-        universe = Universe(problem, permutations, self.tolerance)
+        universe = Universe(problem, permutations, self.tolerance, self.coarse)
         iterations = [Iteration("coordinate-ascent", universe.objective())]
         for _ in range(self.max_sweeps):
             moves = sum(universe.settle(client) for client in range(problem.clients))
             universe.refresh()
             iterations.append(Iteration("coordinate-ascent", universe.objective()))
-            if not moves or universe.largest_gain() < self.least_gain:
+            if moves and universe.largest_gain() >= self.least_gain:
+                continue
+            if not universe.refine():
                 break
         return Matching(universe.permutations, tuple(iterations))
 
@@ -77,11 +83,16 @@ class Universe:
         Where they are, per group of shape ``(clients, size)``; copied.
     tolerance
         A move must gain more than this share of the scale of its assignment's entries.
+    coarse
+        Look for moves with products in bfloat16 where that is faster.
     """
 
-    def __init__(self, problem: MatchingProblem, permutations: Sequence[Tensor], tolerance: float) -> None:
+    def __init__(
+        self, problem: MatchingProblem, permutations: Sequence[Tensor], tolerance: float, coarse: bool = False
+    ) -> None:
         self.problem = problem
         self.tolerance = tolerance
+        self.dtypes = problem.product_dtypes(coarse)
         self.permutations = [orders.clone() for orders in permutations]
         self.images = problem.mapped(self.permutations)
         self.sums: list[Tensor] = []
@@ -102,6 +113,15 @@ class Universe:
     def refresh(self) -> None:
         """Sum the clients anew, which removes the rounding errors of the moves' updates."""
         self.sums = [weighted_sum(image, self.problem.weights) for image in self.images]
+
+    def refine(self) -> bool:
+        """Look for moves in full precision from here on, in every group; False if that was done already."""
+        exact = self.problem.product_dtypes(coarse=False)
+        if self.dtypes == exact:
+            return False
+        self.dtypes = exact
+        self.seen.clear()
+        return True
 
     def objective(self) -> float:
         """The hard objective; only right after `refresh`."""
@@ -134,7 +154,7 @@ class Universe:
         return [self.versions[number] for number in self.blocks_of[group]]
 
     def _move(self, client: int, group: int, others: dict[int, Tensor]) -> bool:
-        matrix = gains(self.problem, group, self.images, client, others).cpu()
+        matrix = gains(self.problem, group, self.images, client, others, dtype=self.dtypes[group]).cpu()
         order = assign(matrix)
         new, old = matrix.gather(1, order[:, None]).double(), matrix.diagonal().double()
         gain, part = float(new.sum() - old.sum()), float(new.abs().sum())
@@ -143,7 +163,7 @@ class Universe:
             return False
         index = order.to(self.problem.device)
         moved = {number: self._reordered(number, client, group, index) for number in self.blocks_of[group]}
-        if not self.exact[group]:
+        if not self.exact[group] or self.dtypes[group] != self.problem.dtype:
             gain = sum(
                 inner(image, others[number]) - inner(self.images[number][client], others[number])
                 for number, image in moved.items()

@@ -35,21 +35,21 @@ class UniverseMatcher:
 
     def match(self, problem: MatchingProblem) -> Matching:
         """Solve a matching problem."""
-        finish = CoordinateAscent(least_gain=_LEAST_GAIN)
-        starts: list[Matcher] = [BlockFrankWolfe(max_passes=_PASSES)]
+        finish = CoordinateAscent(least_gain=_LEAST_GAIN, coarse=True)
+        starts: list[Matcher] = [BlockFrankWolfe(max_passes=_PASSES, coarse=True)]
         if self.effort and max(problem.group_sizes, default=0) < _SMALL_SIZE:
             starts.append(CoordinateAscent())
         results = [self._restarted(problem, start.match(problem)) for start in starts]
         matching = max(results, key=lambda result: problem.objective(result.permutations))
         iterations = tuple(iteration for result in results for iteration in result.iterations)
-        for stage in (finish, CampMoves(finish=finish)):
+        for stage in (finish, CampMoves(BlockFrankWolfe(coarse=True), finish)):
             matching = stage.improve(problem, matching.permutations)
             iterations += matching.iterations
         return Matching(matching.permutations, iterations)
 
     def _restarted(self, problem: MatchingProblem, matching: Matching) -> Matching:
         """The best of a matching and its restarts."""
-        restart = BlockFrankWolfe(max_passes=_PASSES).restart
+        restart = BlockFrankWolfe(max_passes=_PASSES, coarse=True).restart
         permutations, iterations = matching.permutations, matching.iterations
         best = problem.objective(permutations)
         for softness in np.linspace(*_SOFTNESS, self.effort):

@@ -124,7 +124,7 @@ def _cpu() -> Scale:
         clip_norm=1.0,
     )
     # On CIFAR-100 some networks do not begin to learn in so few epochs by the recipe above.
-    hundred = replace(short, epochs=2, optimizer="adam", learning_rate=2e-3, weight_decay=0.0)
+    hundred = replace(short, epochs=4, optimizer="adam", learning_rate=2e-3, weight_decay=0.0)
     resnet = EndpointConfig("cifar10", "resnet20", short)
     vgg = EndpointConfig("cifar10", "vgg16", replace(short, learning_rate=0.05), width=0.25)
     return Scale(
@@ -138,11 +138,11 @@ def _cpu() -> Scale:
             "resnet20-bn-cifar10": replace(resnet, norm="batch"),
             "resnet20-cifar100": replace(resnet, dataset="cifar100", recipe=hundred),
             "vgg16-cifar10": vgg,
-            "vgg16-cifar100": replace(vgg, dataset="cifar100", recipe=replace(hundred, epochs=4, learning_rate=3e-4)),
+            "vgg16-cifar100": replace(vgg, dataset="cifar100", recipe=replace(hundred, epochs=6, learning_rate=3e-4)),
         },
-        many={"mlp-mnist": (2, 3, 5, 7, 10, 15, 20), "resnet20-cifar10": (2, 3, 4, 5)},
-        widths={"resnet20-cifar10": (0.5, 1.0, 2.0), "mlp-mnist": (0.125, 0.25, 0.5, 1.0)},
-        groups={"mlp-mnist": 4, "vgg16-cifar10": 2},
+        many={"mlp-mnist": (2, 3, 5, 7, 10, 15, 20), "resnet20-cifar10": (2, 3, 5, 7, 10)},
+        widths={"resnet20-cifar10": (0.25, 0.5, 1.0), "mlp-mnist": (0.125, 0.25, 0.5, 1.0)},
+        groups={"mlp-mnist": 4, "vgg16-cifar10": 2, "vgg16-cifar100": 2, "resnet20-cifar10": 2, "resnet20-cifar100": 2},
         sizes={
             "mlp": Sizes(0, 5_000, 1_024),
             "resnet20": Sizes(2_500, 1_000, 512),
