@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import sys
 
-from benchmarks import activations, architectures, matching
+from benchmarks import activations, architectures, matching, sets
 
-BENCHMARKS = {"matching": matching.main, "activations": activations.main, "architectures": architectures.main}
+BENCHMARKS = {
+    "matching": matching.main,
+    "sets": sets.main,
+    "activations": activations.main,
+    "architectures": architectures.main,
+}
 
 
 def main(arguments: list[str]) -> None:

@@ -12,7 +12,6 @@ import argparse
 import json
 import math
 import statistics
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,12 +19,10 @@ from typing import Any
 
 import torch
 
-from benchmarks.endpoints import Family
+from benchmarks.endpoints import Family, Merged
 from benchmarks.matching import DOCS, environment
-from c2m3_fl.alignment import align
 from c2m3_fl.matching import ActivationMatcher, Matcher, UniverseMatcher
 
-REPAIR_IMAGES = {False: 1024, True: 512}
 _BATCH = 64
 
 
@@ -48,47 +45,25 @@ class By:
     images: int = 1024
 
 
-@dataclass(frozen=True)
-class Row:
-    """One set of networks, matched and merged: objective of the parameters (p < q), accuracies, cross-entropies in nats."""
+@dataclass(frozen=True, kw_only=True)
+class Row(Merged):
+    """One set of networks, matched and merged."""
 
     family: str
     networks: list[int]
     by: By
-    objective: float
-    accuracy: float
-    loss: float
-    repaired_accuracy: float
-    repaired_loss: float
-    cpu_seconds: float
 
 
 class Bench:
-    """One family and its networks."""
+    """One family and what its networks are matched by."""
 
-    def __init__(self, family: Family, count: int) -> None:
+    def __init__(self, family: Family) -> None:
         self.family = family
-        self.endpoints = family.endpoints(count)
 
     def measure(self, networks: Sequence[int], by: By) -> Row:
-        """Match, average, repair, judge; the clock is the process's CPU time for the matching."""
-        endpoints = [self.endpoints[number] for number in networks]
-        matcher = self._matcher(by)
-        started = time.process_time()
-        alignment = align(endpoints, self.family.spec(), matcher=matcher, device="cpu")
-        seconds = time.process_time() - started
-        merged, repaired = self.family.merged_quality(alignment.apply(endpoints), REPAIR_IMAGES[self.family.image])
-        return Row(
-            family=self.family.name,
-            networks=list(networks),
-            by=by,
-            objective=alignment.objective / 2,
-            accuracy=merged.accuracy,
-            loss=merged.loss,
-            repaired_accuracy=repaired.accuracy,
-            repaired_loss=repaired.loss,
-            cpu_seconds=seconds,
-        )
+        """Match, average, repair, judge."""
+        merged = self.family.merge(networks, self._matcher(by))
+        return Row(family=self.family.name, networks=list(networks), by=by, **asdict(merged))
 
     def _matcher(self, by: By) -> Matcher:
         if by.share == 0:
@@ -158,7 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for images in options.images
         for share in options.shares
     ]
-    bench = Bench(Family(options.family, options.data, options.cache), options.networks)
+    bench = Bench(Family(options.family, options.data, options.cache))
     for clients in options.clients:
         for networks in sets(options.networks, clients, options.sets):
             for by in dict.fromkeys(ways):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import re
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +19,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from c2m3_fl.alignment import align
 from c2m3_fl.averaging import average
+from c2m3_fl.matching import Matcher
 from c2m3_fl.repair import repair
 from c2m3_fl.symmetry import PermutationSpec
 from clients.data import ImageData
@@ -31,6 +34,8 @@ _PERCEPTRON = Recipe(epochs=3, batch_size=128, optimizer="adam", learning_rate=1
 _DEPTH = 3
 TEST_IMAGES = {False: 10_000, True: 2_500}
 """Test images that merged networks are judged by: all of MNIST's, and the first of CIFAR-10's."""
+REPAIR_IMAGES = {False: 1024, True: 512}
+"""Training images that merged networks are calibrated with."""
 
 
 def perceptron_size(name: str) -> tuple[int, int] | None:
@@ -70,6 +75,28 @@ class Quality:
 
     accuracy: float
     loss: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Merged:
+    """What came of matching and averaging some networks, without REPAIR and with it.
+
+    Attributes
+    ----------
+    objective
+        Of the parameters, sum over pairs p < q.
+    accuracy, loss, repaired_accuracy, repaired_loss
+        See `Quality`.
+    cpu_seconds
+        Of the matching.
+    """
+
+    objective: float
+    accuracy: float
+    loss: float
+    repaired_accuracy: float
+    repaired_loss: float
+    cpu_seconds: float
 
 
 @dataclass(frozen=True)
@@ -136,6 +163,22 @@ class Family:
         calibration, _ = self.split("train", repair_images)
         repaired = repair(self.network(), merged, mapped, calibration, device="cpu")
         return self.quality(merged), self.quality(repaired)
+
+    def merge(self, networks: Sequence[int], matcher: Matcher) -> Merged:
+        """Match the networks of the given seeds, average, repair, judge."""
+        chosen = [self._store.get(self.config.with_seed(seed)).state_dict for seed in networks]
+        started = time.process_time()
+        alignment = align(chosen, self.spec(), matcher=matcher, device="cpu")
+        seconds = time.process_time() - started
+        merged, repaired = self.merged_quality(alignment.apply(chosen), REPAIR_IMAGES[self.image])
+        return Merged(
+            objective=alignment.objective / 2,
+            accuracy=merged.accuracy,
+            loss=merged.loss,
+            repaired_accuracy=repaired.accuracy,
+            repaired_loss=repaired.loss,
+            cpu_seconds=seconds,
+        )
 
     def split(self, part: Literal["train", "test"], count: int) -> tuple[Tensor, Tensor]:
         """The first test images or the last training images, as the networks take them, and their labels."""

@@ -28,6 +28,9 @@ class UniverseMatcher:
     The order of the stages and their settings are the outcome of a study, see `docs/matching.md`. Small networks, where a
     start costs little, get a second one: a local optimum of coordinate ascent, restarted as often.
 
+    Where the device multiplies in bfloat16 by its own instructions, the gradients of large groups are taken in it, to find
+    where to go; what is kept is judged in full precision.
+
     Memory, in multiples of the clients' own size: that of `BlockFrankWolfe`.
     """
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import statistics
 import sys
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from benchmarks import matching
+from benchmarks import matching, sets
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 
@@ -47,3 +49,23 @@ def test_profile_names_the_products_and_writes_nothing(
     matching.main([*run, "--profile"])
     assert "aten::bmm" in capsys.readouterr().out
     assert not (tmp_path / "docs").exists()
+
+
+def test_sets_are_measured_once_and_compared_set_by_set(
+    run: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sets.main([*run, "--networks", "3"])
+    rows = json.loads((tmp_path / "docs/results/sets.json").read_text())["rows"]
+    assert [tuple(row["networks"]) for row in rows[::2]] == [(0, 1), (0, 1, 2), (0, 2), (1, 2)]
+    pairs = [rows[number : number + 2] for number in range(0, len(rows), 2) if len(rows[number]["networks"]) == 2]
+    gains = [100 * (default["objective"] / other["objective"] - 1) for default, other in pairs]
+    page = (tmp_path / "docs/matching.md").read_text()
+    assert f"| mlp8 | 2 | 3 | {statistics.mean(gains):+.2f} ± {statistics.stdev(gains):.2f} | " in page
+    capsys.readouterr()
+    sets.main([*run, "--networks", "3"])
+    assert not capsys.readouterr().out
+
+
+def test_subsets_are_spread_over_all() -> None:
+    assert sets.subsets(5, 3, 10) == list(combinations(range(5), 3))
+    assert sets.subsets(6, 2, 3) == [(0, 1), (1, 2), (2, 4)]
