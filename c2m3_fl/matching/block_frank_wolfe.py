@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 
 import torch
 from numpy.polynomial import Polynomial
@@ -20,7 +21,7 @@ from torch import Tensor
 from c2m3_fl.matching.assignment import assign
 from c2m3_fl.matching.line_search import along_step, maximise_on_unit_interval
 from c2m3_fl.matching.matcher import Iteration, Matching
-from c2m3_fl.matching.problem import MatchingProblem, contract, gather, inner, weighted_sum
+from c2m3_fl.matching.problem import MatchingProblem, contract, gather, inner, on_host, pair_sum, weighted_sum
 
 
 @dataclass(frozen=True)
@@ -124,9 +125,8 @@ class SoftClients:
 
     def objective(self) -> float:
         """The soft objective; only right after `refresh`."""
-        weights = self.problem.weights
-        own = sum(w**2 * inner(x, x) for tables in self.tables for w, x in zip(weights, tables[-1], strict=True))
-        return self.problem.constant + sum(inner(total, total) for total in self.sums) - own
+        images = [tables[-1] for tables in self.tables]
+        return self.problem.constant + pair_sum(images, self.sums, self.problem.weights)
 
     def step(self, client: int, executor: ThreadPoolExecutor) -> float:
         """Move one client to the best point between its soft maps and the vertex of its gradient; return the step."""
@@ -170,23 +170,26 @@ class SoftClients:
         self, client: int, others: list[Tensor], shares: dict[tuple[int, int], Tensor], orders: list[Tensor]
     ) -> Polynomial:
         """The part of the objective that the client's step changes, over 2 w_p, as a polynomial in the step size."""
-        totals: dict[int, list[float]] = {}
+        values: list[Tensor] = []
         for number, block in enumerate(self.problem.blocks):
             tables = self.tables[number]
-            values = []
             for moved in range(len(tables)):
                 axes = [axis for axis in range(block.order) if moved >> axis & 1]
                 if len(axes) == 1:  # the gradient's share already holds these inner products
                     order = orders[block.groups[axes[0]]]
                     chosen = shares[number, axes[0]].gather(1, order[:, None])
-                    values.append(float(chosen.sum(dtype=torch.float64)))
+                    values.append(chosen.sum(dtype=torch.float64))
                     continue
                 image = tables[len(tables) - 1 ^ moved][client]
                 for axis in axes:
                     image = image.index_select(axis, orders[block.groups[axis]])
                 values.append(inner(image, others[number]))
-            before = totals.get(block.order, [0.0] * len(values))
-            totals[block.order] = [a + b for a, b in zip(before, values, strict=True)]
+        found = iter(on_host(values))
+        totals: dict[int, list[float]] = {}
+        for block in self.problem.blocks:
+            ways = 1 << block.order
+            before = totals.get(block.order, [0.0] * ways)
+            totals[block.order] = [a + b for a, b in zip(before, islice(found, ways), strict=True)]
         return sum(map(along_step, totals.values()), Polynomial([0.0]))
 
     def _move(self, client: int, orders: list[Tensor], step: float) -> None:

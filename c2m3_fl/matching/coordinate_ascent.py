@@ -19,7 +19,7 @@ from torch import Tensor
 
 from c2m3_fl.matching.assignment import assign
 from c2m3_fl.matching.matcher import Iteration, Matching
-from c2m3_fl.matching.problem import MatchingProblem, gains, inner, weighted_sum
+from c2m3_fl.matching.problem import MatchingProblem, gains, inner, on_host, pair_sum, weighted_sum
 
 
 @dataclass(frozen=True)
@@ -125,9 +125,7 @@ class Universe:
 
     def objective(self) -> float:
         """The hard objective; only right after `refresh`."""
-        weights = self.problem.weights
-        own = sum(w**2 * inner(x, x) for image in self.images for w, x in zip(weights, image, strict=True))
-        return self.problem.constant + sum(inner(total, total) for total in self.sums) - own
+        return self.problem.constant + pair_sum(self.images, self.sums, self.problem.weights)
 
     def largest_gain(self) -> float:
         """The largest share of its part of the objective that a group gained since this was last asked."""
@@ -164,10 +162,10 @@ class Universe:
         index = order.to(self.problem.device)
         moved = {number: self._reordered(number, client, group, index) for number in self.blocks_of[group]}
         if not self.exact[group] or self.dtypes[group] != self.problem.dtype:
-            gain = sum(
-                inner(image, others[number]) - inner(self.images[number][client], others[number])
-                for number, image in moved.items()
+            worth = on_host(
+                [inner(x, others[number]) for number, y in moved.items() for x in (y, self.images[number][client])]
             )
+            gain = sum(worth[::2]) - sum(worth[1::2])
             if gain <= self.tolerance * part:
                 return False
         self.gained[group] += gain

@@ -19,7 +19,7 @@ from torch import Tensor
 from c2m3_fl.matching.assignment import assign_all
 from c2m3_fl.matching.line_search import bernstein, maximise_on_unit_interval
 from c2m3_fl.matching.matcher import Iteration, Matching
-from c2m3_fl.matching.problem import Block, MatchingProblem, contract, gather, inner, weighted_sum
+from c2m3_fl.matching.problem import Block, MatchingProblem, contract, gather, inner, on_host, weighted_sum
 from c2m3_fl.matching.starts import Start, apply_soft, start_maps
 
 
@@ -149,8 +149,9 @@ class SoftBlock:
         sums = [weighted_sum(part, self.weights) for part in self.parts]
         result = Polynomial([0.0])
         for a, b in combinations_with_replacement(range(degree + 1), 2):
-            own = sum(w**2 * inner(x, y) for w, x, y in zip(self.weights, self.parts[a], self.parts[b], strict=True))
-            value = inner(sums[a], sums[b]) - own
+            clients = zip(self.parts[a], self.parts[b], strict=True)
+            total, *products = on_host([inner(sums[a], sums[b]), *(inner(x, y) for x, y in clients)])
+            value = total - sum(w**2 * own for w, own in zip(self.weights, products, strict=True))
             result += (value if a == b else 2.0 * value) * bernstein(a + b, 2 * degree)
         return result
 

@@ -15,7 +15,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate, product
+from itertools import accumulate, cycle, product
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -106,7 +107,8 @@ class MatchingProblem:
 
     def objective(self, permutations: Sequence[Tensor]) -> float:
         """The objective (Eq. 4) at permutations, in float64."""
-        return self.constant + sum(pair_sum(x, self.weights) for x in self.mapped(permutations))
+        images = self.mapped(permutations)
+        return self.constant + pair_sum(images, [weighted_sum(image, self.weights) for image in images], self.weights)
 
     @classmethod
     def build(
@@ -147,7 +149,7 @@ class MatchingProblem:
                 if groups:
                     pieces.setdefault(groups, []).append(piece)
                 else:
-                    constant += pair_sum(piece, normalised)
+                    constant += pair_sum([piece], [weighted_sum(piece, normalised)], normalised)
         blocks = tuple(Block(groups, torch.cat(data, dim=-1)) for groups, data in sorted(pieces.items()))
         sizes = tuple(spec.groups.values())
         return cls(tuple(spec.groups), sizes, blocks, normalised, constant, device, dtype, tuple(state_dicts), spec)
@@ -251,16 +253,31 @@ def weighted_sum(data: Tensor, weights: Sequence[float]) -> Tensor:
     return total
 
 
-def inner(left: Tensor, right: Tensor) -> float:
-    """Inner product, summed in float64."""
-    return float(torch.sum(left * right, dtype=torch.float64))
+def inner(left: Tensor, right: Tensor) -> Tensor:
+    """Inner product, summed in float64: a scalar on the tensors' device."""
+    return torch.sum(left * right, dtype=torch.float64)
 
 
-def pair_sum(data: Tensor, weights: Sequence[float]) -> float:
-    """Sum over ordered pairs of different clients of weighted inner products, for data of shape ``(clients, ...)``."""
-    total = weighted_sum(data, weights)
-    own = sum(weight**2 * inner(client, client) for weight, client in zip(weights, data, strict=True))
-    return inner(total, total) - own
+def on_host(scalars: Sequence[Tensor]) -> list[float]:
+    """Scalars from their device, all in one transfer."""
+    return cast("list[float]", torch.stack(list(scalars)).tolist()) if scalars else []
+
+
+def pair_sum(images: Sequence[Tensor], sums: Sequence[Tensor], weights: Sequence[float]) -> float:
+    """Sum over ordered pairs of different clients of weighted inner products.
+
+    Parameters
+    ----------
+    images
+        Per block, shape ``(clients, ...)``.
+    sums
+        Per block, the weighted sum over clients.
+    weights
+        One per client.
+    """
+    norms = on_host([inner(x, x) for x in (*sums, *(client for image in images for client in image))])
+    own = sum(weight**2 * norm for weight, norm in zip(cycle(weights), norms[len(sums) :], strict=False))
+    return sum(norms[: len(sums)]) - own
 
 
 def as_client_maps(group_names: Sequence[str], permutations: Sequence[Tensor], clients: int) -> list[dict[str, Tensor]]:
