@@ -10,6 +10,7 @@ from c2m3_fl.matching.block_frank_wolfe import BlockFrankWolfe
 from c2m3_fl.matching.camps import CampMoves
 from c2m3_fl.matching.coordinate_ascent import CoordinateAscent
 from c2m3_fl.matching.matcher import Matcher, Matching
+from c2m3_fl.matching.merge_many import MergeMany
 from c2m3_fl.matching.problem import MatchingProblem
 
 
@@ -26,7 +27,7 @@ class UniverseMatcher:
     Notes
     -----
     The order of the stages and their settings are the outcome of a study, see `docs/matching.md`. Small networks, where a
-    start costs little, get a second one: a local optimum of coordinate ascent, restarted as often.
+    start costs little, get a second one: MergeMany's result, restarted as often, so that the objective is never below its.
 
     Where the device multiplies in bfloat16 by its own instructions, the gradients of large groups are taken in it, to find
     where to go; what is kept is judged in full precision.
@@ -41,7 +42,7 @@ class UniverseMatcher:
         finish = CoordinateAscent(least_gain=_LEAST_GAIN, coarse=True)
         starts: list[Matcher] = [BlockFrankWolfe(max_passes=_PASSES, coarse=True)]
         if self.effort and max(problem.group_sizes, default=0) < _SMALL_SIZE:
-            starts.append(CoordinateAscent())
+            starts.append(MergeMany())
         results = [self._restarted(problem, start.match(problem)) for start in starts]
         matching = max(results, key=lambda result: problem.objective(result.permutations))
         iterations = tuple(iteration for result in results for iteration in result.iterations)
