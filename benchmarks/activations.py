@@ -54,25 +54,20 @@ class Row(Merged):
     by: By
 
 
-class Bench:
-    """One family and what its networks are matched by."""
-
-    def __init__(self, family: Family) -> None:
-        self.family = family
-
-    def measure(self, networks: Sequence[int], by: By) -> Row:
-        """Match, average, repair, judge."""
-        merged = self.family.merge(networks, self._matcher(by))
-        return Row(family=self.family.name, networks=list(networks), by=by, **asdict(merged))
-
-    def _matcher(self, by: By) -> Matcher:
-        if by.share == 0:
-            return UniverseMatcher()
-        images = self.family.split("train", by.images)[0] if by.calibration == "own" else self.family.foreign(by.images)
-        return ActivationMatcher(self.family.network(), torch.split(images, _BATCH), by.share)
+def measure(family: Family, networks: Sequence[int], by: By) -> Row:
+    """Match, average, repair, judge."""
+    merged = family.merge(networks, _matcher(family, by))
+    return Row(family=family.name, networks=list(networks), by=by, **asdict(merged))
 
 
-def sets(count: int, clients: int, wanted: int) -> Iterable[tuple[int, ...]]:
+def _matcher(family: Family, by: By) -> Matcher:
+    if by.share == 0:
+        return UniverseMatcher()
+    images = family.split("train", by.images)[0] if by.calibration == "own" else family.foreign(by.images)
+    return ActivationMatcher(family.network(), torch.split(images, _BATCH), by.share)
+
+
+def consecutive(count: int, clients: int, wanted: int) -> Iterable[tuple[int, ...]]:
     """Different sets of consecutive networks, disjoint as long as there are enough of them."""
     return dict.fromkeys(tuple(sorted((k * clients + i) % count for i in range(clients))) for k in range(wanted))
 
@@ -133,12 +128,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for images in options.images
         for share in options.shares
     ]
-    bench = Bench(Family(options.family, options.data, options.cache))
+    family = Family(options.family, options.data, options.cache)
     for clients in options.clients:
-        for networks in sets(options.networks, clients, options.sets):
+        for networks in consecutive(options.networks, clients, options.sets):
             for by in dict.fromkeys(ways):
                 if json.dumps([options.family, networks, asdict(by)]) not in done:
-                    rows.append(asdict(bench.measure(networks, by)))
+                    rows.append(asdict(measure(family, networks, by)))
                     options.output.parent.mkdir(parents=True, exist_ok=True)
                     options.output.write_text(json.dumps({"environment": environment(), "rows": rows}, indent=1) + "\n")
     print(table(rows))

@@ -34,8 +34,8 @@ _PERCEPTRON = Recipe(epochs=3, batch_size=128, optimizer="adam", learning_rate=1
 _DEPTH = 3
 TEST_IMAGES = {False: 10_000, True: 2_500}
 """Test images that merged networks are judged by: all of MNIST's, and the first of CIFAR-10's."""
-REPAIR_IMAGES = {False: 1024, True: 512}
-"""Training images that merged networks are calibrated with."""
+CALIBRATION_IMAGES = 512
+"""Training images that merged networks are repaired with."""
 
 
 def perceptron_size(name: str) -> tuple[int, int] | None:
@@ -157,20 +157,20 @@ class Family:
         accuracy = float((outputs.argmax(1) == labels).float().mean())
         return Quality(accuracy, float(functional.cross_entropy(outputs, labels)))
 
-    def merged_quality(self, mapped: Sequence[dict[str, Tensor]], repair_images: int) -> tuple[Quality, Quality]:
-        """How the average of mapped networks does, before and after REPAIR with that many training images."""
+    def merged_quality(self, mapped: Sequence[dict[str, Tensor]]) -> tuple[Quality, Quality]:
+        """How the average of mapped networks does, before and after REPAIR with 512 training images."""
         merged = average(mapped)
-        calibration, _ = self.split("train", repair_images)
+        calibration, _ = self.split("train", CALIBRATION_IMAGES)
         repaired = repair(self.network(), merged, mapped, calibration, device="cpu")
         return self.quality(merged), self.quality(repaired)
 
     def merge(self, networks: Sequence[int], matcher: Matcher) -> Merged:
         """Match the networks of the given seeds, average, repair, judge."""
-        chosen = [self._store.get(self.config.with_seed(seed)).state_dict for seed in networks]
+        chosen, spec = [self._store.get(self.config.with_seed(seed)).state_dict for seed in networks], self.spec()
         started = time.process_time()
-        alignment = align(chosen, self.spec(), matcher=matcher, device="cpu")
+        alignment = align(chosen, spec, matcher=matcher, device="cpu")
         seconds = time.process_time() - started
-        merged, repaired = self.merged_quality(alignment.apply(chosen), REPAIR_IMAGES[self.image])
+        merged, repaired = self.merged_quality(alignment.apply(chosen))
         return Merged(
             objective=alignment.objective / 2,
             accuracy=merged.accuracy,

@@ -49,7 +49,6 @@ from simulations.records import Environment
 _CPU = torch.device("cpu")
 DOCS = Path(__file__).parents[1] / "docs"
 PAIR_SUM = "pair-sum"
-CALIBRATION_IMAGES = 512
 _PROFILED = 20  # operations in a profile
 _SIZED_CLIENTS = 5  # in the figure of widths and depths
 _REPETITIONS = 3  # of a case with its bare cost, in turn: on a busy machine only neighbours in time compare
@@ -181,7 +180,7 @@ def measure(
         seconds.append(watch.seconds() - started)
     maps = as_client_maps(problem.group_names, matching.permutations, clients)
     mapped = [spec.apply(client, own) for client, own in zip(endpoints, maps, strict=True)]
-    merged, repaired = family.merged_quality(mapped, CALIBRATION_IMAGES)
+    merged, repaired = family.merged_quality(mapped)
     return Row(
         family=family.name,
         clients=clients,

@@ -1,7 +1,7 @@
 """Many sets of networks: how far one matcher's merged networks are from another's, beyond the luck of one set.
 
 Run ``python -m benchmarks sets --data FOLDER``: results go to ``docs/results/sets.json``, beside those that are there, and
-a table of them to ``docs/matching.md``. What was measured before is not measured again unless ``--again`` says so.
+a table of them to ``docs/matching.md``. A case is measured again only if the package's source has changed since.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import combinations
+from itertools import combinations, product
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +20,19 @@ import torch
 from benchmarks.endpoints import Family, Merged
 from benchmarks.matching import DOCS, MATCHERS, VARIANTS, environment
 from simulations.pages import replace_block
+from simulations.paper.laboratory import code_fingerprint
 
 _PAIR = ("default", "merge-many")  # the table's
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row(Merged):
-    """One matcher on one set of networks."""
+    """One matcher on one set of networks, by the package's source of that name."""
 
     family: str
     networks: list[int]
     matcher: str
+    code: str
 
 
 def subsets(count: int, clients: int, most: int) -> list[tuple[int, ...]]:
@@ -39,12 +41,15 @@ def subsets(count: int, clients: int, most: int) -> list[tuple[int, ...]]:
     return every if len(every) <= most else [every[len(every) * k // most] for k in range(most)]
 
 
-def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+Key = tuple[str, tuple[int, ...], str]
+"""Family, networks, matcher."""
+
+
+def table(rows: Mapping[Key, Mapping[str, Any]]) -> list[str]:
     """The default less MergeMany, set by set: mean and standard deviation of the differences, in Markdown."""
-    by_case = {(row["family"], tuple(row["networks"]), row["matcher"]): row for row in rows}
     pairs: dict[tuple[str, int], list[tuple[Mapping[str, Any], Mapping[str, Any]]]] = {}
-    for (family, networks, matcher), row in by_case.items():
-        other = by_case.get((family, networks, _PAIR[1]))
+    for (family, networks, matcher), row in rows.items():
+        other = rows.get((family, networks, _PAIR[1]))
         if matcher == _PAIR[0] and other is not None:
             pairs.setdefault((family, len(networks)), []).append((row, other))
     lines = [
@@ -84,37 +89,32 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--clients", nargs="+", type=int, default=[2, 3, 4, 5])
     parser.add_argument("--most", type=int, default=10, help="sets of one size at most")
     parser.add_argument("--matchers", nargs="+", default=list(_PAIR), choices=[*MATCHERS, *VARIANTS], metavar="NAME")
-    parser.add_argument("--again", action="store_true", help="measure anew what was measured before")
     parser.add_argument("--docs", type=Path, default=DOCS, help="folder of the page and of results/")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     output = options.docs / "results" / "sets.json"
     before = json.loads(output.read_text())["rows"] if output.exists() else []
-    rows: dict[tuple[str, tuple[int, ...], str], dict[str, Any]] = {
-        (row["family"], tuple(row["networks"]), row["matcher"]): row for row in before
-    }
-    for family in (Family(name, options.data, options.cache) for name in options.families):
-        for clients in options.clients:
-            for networks in subsets(options.networks, clients, options.most):
-                for matcher in _missing(options.matchers, rows, (family.name, networks), again=options.again):
-                    merged = family.merge(networks, (MATCHERS | VARIANTS)[matcher]())
-                    row = Row(family=family.name, networks=list(networks), matcher=matcher, **asdict(merged))
-                    rows[family.name, networks, matcher] = asdict(row)
-                    print(json.dumps(asdict(row)), flush=True)
-                    output.parent.mkdir(parents=True, exist_ok=True)
-                    kept = [rows[key] for key in sorted(rows)]
-                    output.write_text(json.dumps({"environment": environment(), "rows": kept}, indent=1) + "\n")
-    replace_block(options.docs / "matching.md", "matching-sets", table(list(rows.values())), "Matching")
-
-
-def _missing(
-    matchers: Iterable[str],
-    rows: Mapping[tuple[str, tuple[int, ...], str], object],
-    case: tuple[str, tuple[int, ...]],
-    *,
-    again: bool,
-) -> list[str]:
-    return [matcher for matcher in matchers if again or (*case, matcher) not in rows]
+    rows: dict[Key, dict[str, Any]] = {(row["family"], tuple(row["networks"]), row["matcher"]): row for row in before}
+    families = [Family(name, options.data, options.cache) for name in options.families]
+    for family, clients in product(families, options.clients):
+        for networks, matcher in product(subsets(options.networks, clients, options.most), options.matchers):
+            key = (family.name, networks, matcher)
+            if key in rows and rows[key]["code"] == code_fingerprint():
+                continue
+            merged = family.merge(networks, (MATCHERS | VARIANTS)[matcher]())
+            row = Row(
+                family=family.name,
+                networks=list(networks),
+                matcher=matcher,
+                code=code_fingerprint(),
+                **asdict(merged),
+            )
+            rows[key] = asdict(row)
+            print(json.dumps(rows[key]), flush=True)
+            output.parent.mkdir(parents=True, exist_ok=True)
+            kept = [rows[each] for each in sorted(rows)]
+            output.write_text(json.dumps({"environment": environment(), "rows": kept}, indent=1) + "\n")
+    replace_block(options.docs / "matching.md", "matching-sets", table(rows), "Matching")
 
 
 if __name__ == "__main__":

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from itertools import combinations
 
-from benchmarks.activations import sets, table
+from benchmarks.activations import consecutive, table
 
 
 def test_sets_are_disjoint_while_there_are_enough_networks_and_never_repeat() -> None:
-    assert all(not set(a) & set(b) for a, b in combinations(sets(20, 5, 4), 2))
-    assert list(sets(3, 3, 4)) == [(0, 1, 2)]
-    assert all(len(set(each)) == 2 and max(each) < 5 for each in sets(5, 2, 5))
+    assert all(not set(a) & set(b) for a, b in combinations(consecutive(20, 5, 4), 2))
+    assert list(consecutive(3, 3, 4)) == [(0, 1, 2)]
+    assert all(len(set(each)) == 2 and max(each) < 5 for each in consecutive(5, 2, 5))
 
 
 def test_table_shows_means_and_the_spread_of_paired_differences() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import statistics
 import sys
 from itertools import combinations
 from pathlib import Path
@@ -51,19 +50,38 @@ def test_profile_names_the_products_and_writes_nothing(
     assert not (tmp_path / "docs").exists()
 
 
-def test_sets_are_measured_once_and_compared_set_by_set(
-    run: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_sets_are_measured_once_for_each_version_of_the_source(
+    run: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sets.main([*run, "--networks", "3"])
-    rows = json.loads((tmp_path / "docs/results/sets.json").read_text())["rows"]
-    assert [tuple(row["networks"]) for row in rows[::2]] == [(0, 1), (0, 1, 2), (0, 2), (1, 2)]
-    pairs = [rows[number : number + 2] for number in range(0, len(rows), 2) if len(rows[number]["networks"]) == 2]
-    gains = [100 * (default["objective"] / other["objective"] - 1) for default, other in pairs]
+    def measured() -> list[tuple[int, ...]]:
+        sets.main([*run, "--networks", "3"])
+        return [tuple(json.loads(line)["networks"]) for line in capsys.readouterr().out.splitlines() if line[0] == "{"]
+
+    assert measured() == [each for each in [(0, 1), (0, 2), (1, 2), (0, 1, 2)] for _ in ("default", "merge-many")]
+    assert not measured()
+    monkeypatch.setattr(sets, "code_fingerprint", lambda: "another")
+    assert len(measured()) == 8
     page = (tmp_path / "docs/matching.md").read_text()
-    assert f"| mlp8 | 2 | 3 | {statistics.mean(gains):+.2f} ± {statistics.stdev(gains):.2f} | " in page
-    capsys.readouterr()
-    sets.main([*run, "--networks", "3"])
-    assert not capsys.readouterr().out
+    assert "| mlp8 | 2 | 3 |" in page
+    assert "| mlp8 | 3 | 1 |" in page
+
+
+def test_table_of_sets_shows_paired_differences() -> None:
+    def row(objective: float, accuracy: float, repaired: float, loss: float) -> dict[str, float]:
+        return {"objective": objective, "accuracy": accuracy, "repaired_accuracy": repaired, "repaired_loss": loss}
+
+    rows = {
+        ("a", (0, 1), "default"): row(101.0, 0.50, 0.80, 0.4),
+        ("a", (0, 1), "merge-many"): row(100.0, 0.52, 0.79, 0.5),
+        ("a", (0, 2), "default"): row(206.0, 0.60, 0.70, 0.4),
+        ("a", (0, 2), "merge-many"): row(200.0, 0.50, 0.72, 0.3),
+        ("a", (1, 2), "default"): row(1.0, 0.1, 0.1, 9.0),  # without its pair: left out
+        ("b", (0, 1, 2), "default"): row(99.0, 0.3, 0.4, 1.0),
+        ("b", (0, 1, 2), "merge-many"): row(100.0, 0.3, 0.4, 1.5),
+    }
+    _, _, first, second = sets.table(rows)
+    assert first == "| a | 2 | 2 | +2.00 ± 1.41 | 2 | +4.0 ± 8.5 | 1 | -0.5 ± 2.1 | 1 | +0.000 ± 0.141 |"
+    assert second == "| b | 3 | 1 | -1.00 | 0 | +0.0 | 0 | +0.0 | 0 | -0.500 |"
 
 
 def test_subsets_are_spread_over_all() -> None:
