@@ -29,7 +29,7 @@ class CoordinateAscent:
     Parameters
     ----------
     max_sweeps
-        Upper bound on the number of sweeps over all clients.
+        Upper bound on the number of sweeps over all clients, coarse ones included.
     tolerance
         A move must gain more than this share of the scale of its assignment's entries; keeps rounding errors from
         moving neurons that make no difference.
@@ -116,11 +116,11 @@ class Universe:
 
     def refine(self) -> bool:
         """Look for moves in full precision from here on, in every group; False if that was done already."""
-        exact = self.problem.product_dtypes(coarse=False)
-        if self.dtypes == exact:
+        full = self.problem.product_dtypes(coarse=False)
+        if self.dtypes == full:
             return False
-        self.dtypes = exact
-        self.seen.clear()
+        self.seen = {at: version for at, version in self.seen.items() if self.dtypes[at[1]] == full[at[1]]}
+        self.dtypes = full
         return True
 
     def objective(self) -> float:

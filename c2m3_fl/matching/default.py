@@ -27,10 +27,11 @@ class UniverseMatcher:
     Notes
     -----
     The order of the stages and their settings are the outcome of a study, see `docs/matching.md`. Small networks, where a
-    start costs little, get a second one: MergeMany's result, restarted as often, so that the objective is never below its.
+    start costs little, get a second one: the result of `MergeMany` with its default seed, restarted as often. Their
+    objective is never below that result's, unless `effort` is 0.
 
-    Where the device multiplies in bfloat16 by its own instructions, the gradients of large groups are taken in it, to find
-    where to go; what is kept is judged in full precision.
+    Where the device has instructions that multiply in bfloat16, large groups are multiplied in it to find where to go. Which
+    restart is kept, and which moves the coordinate ascent makes, is decided in full precision.
 
     Memory, in multiples of the clients' own size: that of `BlockFrankWolfe`.
     """

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate, cycle, product
+from itertools import accumulate, product
 from typing import cast
 
 import torch
@@ -92,7 +92,7 @@ class MatchingProblem:
         """Per group, in which type to multiply for its gradient.
 
         With `coarse` that is bfloat16 for large groups, if the device has instructions for it: the products take a quarter
-        of the time (512 neurons, AVX-512), and an entry is off by some 0.2 % of the norms of the two slices.
+        of the time (512 neurons, AVX-512-BF16), and the inner product of like slices is off by up to 0.4 %.
         """
         fast = coarse_dtype(self.device) if coarse else None
         return [fast if fast and size >= _COARSE_SIZE else self.dtype for size in self.group_sizes]
@@ -276,7 +276,8 @@ def pair_sum(images: Sequence[Tensor], sums: Sequence[Tensor], weights: Sequence
         One per client.
     """
     norms = on_host([inner(x, x) for x in (*sums, *(client for image in images for client in image))])
-    own = sum(weight**2 * norm for weight, norm in zip(cycle(weights), norms[len(sums) :], strict=False))
+    squares = [weight**2 for weight in weights] * len(images)
+    own = sum(square * norm for square, norm in zip(squares, norms[len(sums) :], strict=True))
     return sum(norms[: len(sums)]) - own
 
 
