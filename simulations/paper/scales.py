@@ -141,7 +141,7 @@ def _cpu() -> Scale:
             "vgg16-cifar100": replace(vgg, dataset="cifar100", recipe=replace(hundred, epochs=6, learning_rate=3e-4)),
         },
         many={"mlp-mnist": (2, 3, 5, 7, 10, 15, 20), "resnet20-cifar10": (2, 3, 5, 7, 10)},
-        widths={"resnet20-cifar10": (0.25, 0.5, 1.0), "mlp-mnist": (0.125, 0.25, 0.5, 1.0)},
+        widths={"resnet20-cifar10": (0.5, 1.0, 2.0), "mlp-mnist": (0.125, 0.25, 0.5, 1.0)},
         groups={"mlp-mnist": 4, "vgg16-cifar10": 2, "vgg16-cifar100": 2, "resnet20-cifar10": 2},
         sizes={
             "mlp": Sizes(0, 5_000, 1_024),
