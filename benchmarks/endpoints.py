@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -143,9 +143,9 @@ class Family:
             norm=self.config.norm,
         )
 
-    def endpoints(self, count: int) -> list[dict[str, Tensor]]:
-        """State dicts of the first `count` endpoints; those that the cache lacks are trained."""
-        return [self._store.get(self.config.with_seed(seed)).state_dict for seed in range(count)]
+    def endpoints(self, seeds: Iterable[int]) -> list[dict[str, Tensor]]:
+        """State dicts of the endpoints of given seeds; those that the cache lacks are trained."""
+        return [self._store.get(self.config.with_seed(seed)).state_dict for seed in seeds]
 
     def quality(self, state_dict: dict[str, Tensor]) -> Quality:
         """How a network does on the test images (MNIST: all; CIFAR-10: the first 2,500)."""
@@ -158,7 +158,7 @@ class Family:
         return Quality(accuracy, float(functional.cross_entropy(outputs, labels)))
 
     def merged_quality(self, mapped: Sequence[dict[str, Tensor]]) -> tuple[Quality, Quality]:
-        """How the average of mapped networks does, before and after REPAIR with 512 training images."""
+        """How the average of mapped networks does, before and after REPAIR with `CALIBRATION_IMAGES`."""
         merged = average(mapped)
         calibration, _ = self.split("train", CALIBRATION_IMAGES)
         repaired = repair(self.network(), merged, mapped, calibration, device="cpu")
@@ -166,7 +166,7 @@ class Family:
 
     def merge(self, networks: Sequence[int], matcher: Matcher) -> Merged:
         """Match the networks of the given seeds, average, repair, judge."""
-        chosen, spec = [self._store.get(self.config.with_seed(seed)).state_dict for seed in networks], self.spec()
+        chosen, spec = self.endpoints(networks), self.spec()
         started = time.process_time()
         alignment = align(chosen, spec, matcher=matcher, device="cpu")
         seconds = time.process_time() - started

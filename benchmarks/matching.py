@@ -165,7 +165,7 @@ def measure(
     family: Family, clients: int, matcher: str, solver: Matcher, *, with_limit: bool, device: torch.device
 ) -> Row:
     """Run one case."""
-    endpoints, spec, problem = family.endpoints(clients), family.spec(), _problem(family, clients, device)
+    endpoints, spec, problem = family.endpoints(range(clients)), family.spec(), _problem(family, clients, device)
     watch = Stopwatch(device)
     in_use, started = watch.forget_peak(), watch.seconds()
     matching = solver.match(problem)
@@ -197,7 +197,7 @@ def measure(
 
 
 def _problem(family: Family, clients: int, device: torch.device) -> MatchingProblem:
-    return MatchingProblem.build(family.endpoints(clients), family.spec(), [1.0] * clients, device)
+    return MatchingProblem.build(family.endpoints(range(clients)), family.spec(), [1.0] * clients, device)
 
 
 def profile(family: Family, clients: int, device: torch.device) -> str:
@@ -354,7 +354,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name in options.families:
         family = Family(name, options.data, options.cache)
         count = max([*options.clients, len(endpoints.get(name, []))])
-        endpoints[name] = [family.quality(each).accuracy for each in family.endpoints(count)]
+        endpoints[name] = [family.quality(each).accuracy for each in family.endpoints(range(count))]
         # What is set up once in a process, such as pools of threads, counts for no case.
         UniverseMatcher(effort=0).match(_problem(family, 2, device))
         for clients in options.clients:

@@ -124,7 +124,7 @@ def _cpu() -> Scale:
         clip_norm=1.0,
     )
     # On CIFAR-100 some networks do not begin to learn in so few epochs by the recipe above.
-    hundred = replace(short, epochs=4, optimizer="adam", learning_rate=2e-3, weight_decay=0.0)
+    hundred = replace(short, optimizer="adam", learning_rate=2e-3, weight_decay=0.0)
     resnet = EndpointConfig("cifar10", "resnet20", short)
     vgg = EndpointConfig("cifar10", "vgg16", replace(short, learning_rate=0.05), width=0.25)
     return Scale(
