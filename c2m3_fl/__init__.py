@@ -6,11 +6,11 @@ the neurons of n networks into one common universe, averages them there and repa
 
 from typing import TYPE_CHECKING, Any
 
+from c2m3_fl.activations import RepairError
 from c2m3_fl.aggregation import Aggregation, aggregate
 from c2m3_fl.alignment import Alignment, align
 from c2m3_fl.averaging import average
 from c2m3_fl.hierarchy import align_in_groups
-from c2m3_fl.repair import RepairError, repair
 from c2m3_fl.symmetry import PermutationSpec, SpecError
 from c2m3_fl.validation import ClientError
 
@@ -29,7 +29,6 @@ __all__ = [
     "align",
     "align_in_groups",
     "average",
-    "repair",
 ]
 
 

@@ -9,14 +9,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from c2m3_fl.activations.calibration import Calibration
+from c2m3_fl.activations.network import Architecture
 from c2m3_fl.alignment import Alignment, align
 from c2m3_fl.averaging import average
 from c2m3_fl.device import resolve_device
 from c2m3_fl.guard import CalibrationSet, Candidate, Score, best, score, target
 from c2m3_fl.hierarchy import MappedClients, align_in_groups
 from c2m3_fl.matching import IdentityFirst, Matcher, resolve_matcher
-from c2m3_fl.repair.calibration import Calibration
-from c2m3_fl.repair.network import Architecture
 from c2m3_fl.repair.sequential import Method
 from c2m3_fl.repair.sequential import repair as repair_network
 from c2m3_fl.robust import AVERAGES, Robust, capped, dissenters, outliers

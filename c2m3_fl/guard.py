@@ -23,9 +23,9 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import Dataset
 
-from c2m3_fl.repair import RepairError
-from c2m3_fl.repair.calibration import Calibration, read_batches
-from c2m3_fl.repair.network import Architecture, Network, private_network
+from c2m3_fl.activations import RepairError
+from c2m3_fl.activations.calibration import Calibration, read_batches
+from c2m3_fl.activations.network import Architecture, Network, private_network
 
 Candidate = Literal["average", "average-repaired", "aligned", "aligned-repaired"]
 CANDIDATES: tuple[Candidate, ...] = get_args(Candidate)

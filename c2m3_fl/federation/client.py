@@ -29,8 +29,8 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from torch import nn
 
-from c2m3_fl.repair import measure, to_arrays
-from c2m3_fl.repair.calibration import Calibration
+from c2m3_fl.activations import measure, to_arrays
+from c2m3_fl.activations.calibration import Calibration
 
 MOMENTS_KEY = "c2m3-moments"
 """Key of the request in a training message's config, and of the ArrayRecord with the answer."""

@@ -17,12 +17,13 @@ from flwr.common import log
 from flwr.serverapp import Grid
 from torch import Tensor
 
+from c2m3_fl.activations import Moments, RepairError, goal
+from c2m3_fl.activations.moments import Spread, Statistics
+from c2m3_fl.activations.network import Architecture
 from c2m3_fl.federation.client import MOMENTS_QUERY
 from c2m3_fl.federation.replies import Reply, read_moments
-from c2m3_fl.repair import Moments, RepairError, goal, repair_from_moments
+from c2m3_fl.repair import repair_from_moments
 from c2m3_fl.repair.bounds import largest, weight_norms
-from c2m3_fl.repair.moments import Spread, Statistics
-from c2m3_fl.repair.network import Architecture
 from c2m3_fl.symmetry import PermutationSpec
 from c2m3_fl.validation import implausible
 

@@ -12,8 +12,8 @@ from flwr.app import Message, MetricRecord, RecordDict
 from flwr.common import log
 from torch import Tensor
 
+from c2m3_fl.activations import Moments, from_arrays
 from c2m3_fl.federation.client import MOMENTS_KEY
-from c2m3_fl.repair import Moments, from_arrays
 from c2m3_fl.validation import canonical_order, defect, implausible
 
 CLIENT_ID_KEY = "client-id"

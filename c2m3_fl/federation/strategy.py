@@ -16,6 +16,8 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 from torch import nn
 
+from c2m3_fl.activations.calibration import Calibration
+from c2m3_fl.activations.network import Architecture
 from c2m3_fl.aggregation import REPAIRED, Aggregation, aggregate, trace
 from c2m3_fl.device import resolve_device
 from c2m3_fl.federation.checkpoint import Checkpoint, CheckpointError
@@ -25,8 +27,6 @@ from c2m3_fl.federation.momentum import ServerMomentum
 from c2m3_fl.federation.replies import CLIENT_ID_KEY, Reply, is_weight, leave_out, read_replies
 from c2m3_fl.guard import CANDIDATES, CalibrationSet
 from c2m3_fl.matching import Matcher, resolve_matcher
-from c2m3_fl.repair.calibration import Calibration
-from c2m3_fl.repair.network import Architecture
 from c2m3_fl.repair.sequential import BOUNDED, Method
 from c2m3_fl.robust import Robust
 from c2m3_fl.symmetry import PermutationSpec

@@ -20,13 +20,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from c2m3_fl.activations.calibration import Calibration, read_batches
+from c2m3_fl.activations.errors import RepairError
+from c2m3_fl.activations.network import Architecture, Hook, Network, private_network
+from c2m3_fl.activations.sites import Site
 from c2m3_fl.matching.default import UniverseMatcher
 from c2m3_fl.matching.matcher import Matcher, Matching
 from c2m3_fl.matching.problem import MatchingProblem
-from c2m3_fl.repair.calibration import Calibration, read_batches
-from c2m3_fl.repair.errors import RepairError
-from c2m3_fl.repair.network import Architecture, Hook, Network, private_network
-from c2m3_fl.repair.sites import Site
 from c2m3_fl.symmetry import Axis, Factor, PermutationSpec, Segment
 
 _SAMPLES = 4096
@@ -59,7 +59,7 @@ class ActivationMatcher:
     Notes
     -----
     Activations are read where REPAIR measures them: the outputs of layers with a weight and a bias per channel
-    (`c2m3_fl.repair.sites`). Of all examples and positions 4,096 are kept, the same ones of every client.
+    (`c2m3_fl.activations.sites`). Of all examples and positions 4,096 are kept, the same ones of every client.
 
     The objectives in the matching's iterations include the activations; `Alignment.objective` does not.
 

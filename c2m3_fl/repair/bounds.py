@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
-from c2m3_fl.repair.errors import RepairError
-from c2m3_fl.repair.network import Architecture, Network, private_network
-from c2m3_fl.repair.sites import channel_norms, has_affine
+from c2m3_fl.activations.errors import RepairError
+from c2m3_fl.activations.network import Architecture, Network, private_network
+from c2m3_fl.activations.sites import channel_norms, has_affine
 
 
 def weight_norms(module: Architecture, state_dict: Mapping[str, Tensor], sites: Iterable[str]) -> dict[str, Tensor]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from c2m3_fl.repair.moments import Moments, Statistics
-from c2m3_fl.repair.sites import channel_norms, fold
+from c2m3_fl.activations.moments import Moments, Statistics
+from c2m3_fl.activations.sites import channel_norms, fold
 
 MAX_GAIN = 1e3
 """A channel whose spread is further than this factor below its goal carries no signal that a gain could restore."""

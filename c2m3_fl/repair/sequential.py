@@ -7,7 +7,7 @@ restores, per channel, the endpoints' averaged mean and standard deviation:
 .. math:: \mathrm{E}[X] = \sum_p w_p \mathrm{E}[X_p], \qquad \mathrm{std}(X) = \sum_p w_p \,\mathrm{std}(X_p)
 
 (C2M3, section A.4, Eqs. 7-8, for n clients). Nothing is inserted: every correction folds into parameters that the
-layer has (`c2m3_fl.repair.sites`), so the state dict keeps its keys, shapes and dtypes.
+layer has (`c2m3_fl.activations.sites`), so the state dict keeps its keys, shapes and dtypes.
 
 The sites are corrected in the order of the forward pass, each before its output reaches the next layer. So one sweep is
 exact: afterwards every corrected site has its goal on the calibration set, to 1e-4 of its standard deviation in
@@ -29,14 +29,14 @@ from typing import Any, Final, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from c2m3_fl.activations.calibration import Calibration, read_batches
+from c2m3_fl.activations.errors import RepairError
+from c2m3_fl.activations.moments import Moments, Spread, Statistics, check_finite, goal, measure_sites, normalise
+from c2m3_fl.activations.network import Architecture, Hook, Network, private_network
+from c2m3_fl.activations.sites import Site, has_running_statistics
 from c2m3_fl.device import resolve_device
 from c2m3_fl.repair.bounds import largest, loaded_norms
-from c2m3_fl.repair.calibration import Calibration, read_batches
 from c2m3_fl.repair.correction import batch_norm_output, correct, is_constant, set_running_statistics
-from c2m3_fl.repair.errors import RepairError
-from c2m3_fl.repair.moments import Moments, Spread, Statistics, check_finite, goal, measure_sites, normalise
-from c2m3_fl.repair.network import Architecture, Hook, Network, private_network
-from c2m3_fl.repair.sites import Site, has_running_statistics
 
 _log = logging.getLogger(__name__)
 

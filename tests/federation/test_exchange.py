@@ -11,10 +11,11 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MessageType, MetricRecord, RecordDict
 from torch import Tensor, nn
 
-from c2m3_fl import C2M3, aggregate, repair
+from c2m3_fl import C2M3, aggregate
+from c2m3_fl.activations import measure
 from c2m3_fl.federation.client import MOMENTS_KEY, answer_moments, attach_moments
 from c2m3_fl.guard import CANDIDATES
-from c2m3_fl.repair import measure
+from c2m3_fl.repair import repair
 from c2m3_fl.symmetry import PermutationSpec
 from c2m3_fl.validation import canonical_order
 

@@ -14,7 +14,7 @@ from c2m3_fl import PermutationSpec, RepairError, aggregate, align, align_in_gro
 from c2m3_fl.matching import ActivationMatcher
 from c2m3_fl.symmetry import compose
 from tests.cases import build_problem
-from tests.repair.repair_networks import NETWORKS, State, client, inputs
+from tests.repair.networks import NETWORKS, State, client, inputs
 
 
 def copies(module: nn.Module, state: State, count: int, seed: int = 0) -> tuple[PermutationSpec, list[State]]:

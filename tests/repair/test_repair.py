@@ -5,13 +5,14 @@ import logging
 import math
 
 import pytest
-import repair_networks as networks
 import torch
-from repair_networks import NETWORKS, State, average, client, inputs
 from torch import Tensor, nn
 
-from c2m3_fl.repair import RepairError, measure, repair
+from c2m3_fl.activations import RepairError, measure
+from c2m3_fl.repair import repair
 from c2m3_fl.repair.bounds import largest, weight_norms
+from tests.repair import networks
+from tests.repair.networks import NETWORKS, State, average, client, inputs
 
 TOLERANCE = 1e-4
 """Of means and standard deviations, relative to the goal's standard deviation."""

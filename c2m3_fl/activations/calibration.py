@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from c2m3_fl.repair.errors import RepairError
+from c2m3_fl.activations.errors import RepairError
 
 Calibration = Tensor | Iterable[object]
 """Inputs as one tensor, or an iterable of batches: tensors of inputs, or tuples or lists that begin with one."""

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from c2m3_fl.repair.errors import RepairError
-from c2m3_fl.repair.sites import Site, channel_axis, has_affine, is_candidate
+from c2m3_fl.activations.errors import RepairError
+from c2m3_fl.activations.sites import Site, channel_axis, has_affine, is_candidate
 
 _log = logging.getLogger(__name__)
 

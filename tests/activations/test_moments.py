@@ -4,24 +4,15 @@ import math
 
 import numpy as np
 import pytest
-import repair_networks as networks
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from repair_networks import NETWORKS, average, client, inputs
 from torch import nn
 
-from c2m3_fl.repair import (
-    Moments,
-    RepairError,
-    Statistics,
-    from_arrays,
-    goal,
-    measure,
-    repair,
-    repair_from_moments,
-    to_arrays,
-)
+from c2m3_fl.activations import Moments, RepairError, Statistics, from_arrays, goal, measure, to_arrays
+from c2m3_fl.repair import repair, repair_from_moments
+from tests.repair import networks
+from tests.repair.networks import NETWORKS, average, client, inputs
 
 
 @given(

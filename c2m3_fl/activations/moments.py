@@ -17,11 +17,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from c2m3_fl.activations.calibration import Calibration, read_batches
+from c2m3_fl.activations.errors import RepairError
+from c2m3_fl.activations.network import Architecture, Hook, Network, private_network
+from c2m3_fl.activations.sites import Site
 from c2m3_fl.device import resolve_device
-from c2m3_fl.repair.calibration import Calibration, read_batches
-from c2m3_fl.repair.errors import RepairError
-from c2m3_fl.repair.network import Architecture, Hook, Network, private_network
-from c2m3_fl.repair.sites import Site
 
 Spread = Literal["mean", "pooled"]
 
