@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from c2m3_fl.activations.calibration import Calibration
+from c2m3_fl.activations.calibration import Calibration, CalibrationSet
 from c2m3_fl.activations.network import Architecture
 from c2m3_fl.alignment import Alignment, align
 from c2m3_fl.averaging import average
 from c2m3_fl.device import resolve_device
-from c2m3_fl.guard import CalibrationSet, Candidate, Score, best, score, target
+from c2m3_fl.guard import Candidate, Score, best, score, target
 from c2m3_fl.hierarchy import MappedClients, align_in_groups
 from c2m3_fl.matching import IdentityFirst, Matcher, resolve_matcher
 from c2m3_fl.repair.sequential import Method
@@ -130,7 +130,8 @@ def aggregate(
     RepairError
         If the calibration set is empty or malformed, or does not fit the module.
     """
-    data = CalibrationSet.read(calibration) if calibration is not None else None
+    network = module if isinstance(module, nn.Module) else module()
+    data = CalibrationSet.read(calibration, network) if calibration is not None else None
     found = spec if spec is not None else trace(module, data)
     solver, place = resolve_matcher(matcher), resolve_device(device)
     checked = check_clients(state_dicts, weights)
@@ -256,7 +257,7 @@ def _repaired(
     device: torch.device,
 ) -> _Merged:
     state_dict = repair_network(
-        module, merged.state_dict, merged.endpoints, data.inputs, weights=weights, method=method, device=device
+        module, merged.state_dict, merged.endpoints, data, weights=weights, method=method, device=device
     )
     return _Merged(REPAIRED[merged.name], state_dict, merged.endpoints)
 
@@ -274,4 +275,5 @@ def trace(module: Architecture, calibration: CalibrationSet | None) -> Permutati
             "the permutation groups are unknown: give a spec, or calibration inputs to trace the module with"
         )
     network = module if isinstance(module, nn.Module) else module()
-    return PermutationSpec.from_module(network, calibration.inputs[0][:2])
+    example = calibration.batches[0].first(2)
+    return PermutationSpec.from_module(network, *example.args, kwargs=example.kwargs)

@@ -14,68 +14,21 @@ the former (0.64 to 0.97), the cross-entropy with the ensemble's classes the lat
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, cast, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torch.utils.data import Dataset
 
 from c2m3_fl.activations import RepairError
-from c2m3_fl.activations.calibration import Calibration, read_batches
+from c2m3_fl.activations.calibration import Batch, CalibrationSet
 from c2m3_fl.activations.network import Architecture, Network, private_network
 
 Candidate = Literal["average", "average-repaired", "aligned", "aligned-repaired"]
 CANDIDATES: tuple[Candidate, ...] = get_args(Candidate)
 """Every candidate, in the order of its numeric code. The first is federated averaging; ties go to the earlier one."""
-
-
-@dataclass(frozen=True)
-class CalibrationSet:
-    """The calibration set, read once.
-
-    Attributes
-    ----------
-    inputs
-        Batches of inputs.
-    labels
-        Per batch the classes, LongTensor of shape ``(examples,)``, if every batch came with them.
-    """
-
-    inputs: list[Tensor]
-    labels: list[Tensor] | None = None
-
-    @classmethod
-    def read(cls, calibration: Calibration | CalibrationSet) -> CalibrationSet:
-        """Read inputs, and classes where batches are ``(inputs, classes, ...)`` with integer classes.
-
-        Raises
-        ------
-        RepairError
-            If the calibration set is empty or malformed.
-        """
-        if isinstance(calibration, cls):
-            return calibration
-        if isinstance(calibration, Tensor | Dataset) or not isinstance(calibration, Iterable):
-            return cls(read_batches(cast(Calibration, calibration)))
-        batches = list(calibration)
-        inputs = read_batches(batches)
-        labels = [_labels(batch, len(images)) for batch, images in zip(batches, inputs, strict=True)]
-        known = [each for each in labels if each is not None]
-        return cls(inputs, known if len(known) == len(inputs) else None)
-
-    def __len__(self) -> int:
-        return sum(len(batch) for batch in self.inputs)
-
-
-def _labels(batch: object, examples: int) -> Tensor | None:
-    if not isinstance(batch, tuple | list) or len(batch) < 2:
-        return None
-    labels = batch[1]
-    fits = isinstance(labels, Tensor) and labels.dtype == torch.long and labels.shape == (examples,)
-    return labels.detach() if fits else None
 
 
 @dataclass(frozen=True)
@@ -98,7 +51,7 @@ class Target:
         that it predicts; 0 for labels, and where outputs are no class scores.
     """
 
-    inputs: list[Tensor]
+    inputs: Sequence[Batch]
     wanted: list[Tensor]
     broken: frozenset[int]
     votes: Tensor
@@ -138,7 +91,7 @@ def target(
     votes = torch.full((len(clients), len(calibration)), -1)
     with private_network(module, device) as network:
         for position, (client, weight) in enumerate(zip(clients, weights, strict=True)):
-            outputs = _outputs(network, client, calibration.inputs)
+            outputs = _outputs(network, client, calibration.batches)
             if not all(bool(torch.isfinite(output).all()) for output in outputs):
                 broken.add(position)
                 continue
@@ -149,10 +102,10 @@ def target(
                 total = [a + b for a, b in zip(total, shares, strict=True)] if total else shares
     if not total:
         raise RepairError("no client's outputs are finite on the calibration set")
-    if calibration.labels is not None:
-        _check_labels(calibration.labels, total)
+    if calibration.targets is not None:
+        _check_labels(calibration.targets, total)
         return Target(
-            calibration.inputs, [labels.to(device) for labels in calibration.labels], frozenset(broken), votes
+            calibration.batches, [labels.to(device) for labels in calibration.targets], frozenset(broken), votes
         )
     counted = sum(weight for position, weight in enumerate(weights) if position not in broken)
     means = [output / counted for output in total]
@@ -160,7 +113,7 @@ def target(
     doubt = 0.0
     if all(map(_are_class_scores, means)):
         doubt = 1.0 - float(torch.cat([mean.amax(1) for mean in means]).mean())
-    return Target(calibration.inputs, wanted, frozenset(broken), votes, doubt)
+    return Target(calibration.batches, wanted, frozenset(broken), votes, doubt)
 
 
 @dataclass(frozen=True)
@@ -234,11 +187,11 @@ def best(scores: Sequence[Score], doubt: float = 0.0) -> int:
     return chosen
 
 
-def _outputs(network: Network, state_dict: Mapping[str, Tensor], batches: Sequence[Tensor]) -> list[Tensor]:
+def _outputs(network: Network, state_dict: Mapping[str, Tensor], batches: Sequence[Batch]) -> list[Tensor]:
     network.load(state_dict, "a network to be scored")
     outputs = []
-    for batch in batches:
-        output = network.module(batch.to(network.device))
+    for index, batch in enumerate(batches):
+        output = network.forward(index, batch, "a network to be scored")
         if not isinstance(output, Tensor) or not output.is_floating_point():
             raise RepairError(
                 f"the module's output is {type(output).__name__}, not a tensor of numbers: candidates cannot be scored; "

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from c2m3_fl import RepairError, aggregate, average
-from c2m3_fl.guard import CalibrationSet, Score, best, score, target
+from c2m3_fl.activations.calibration import CalibrationSet
+from c2m3_fl.guard import Score, best, score, target
 from c2m3_fl.matching import Identity, Iteration, Matching, MatchingProblem
 from c2m3_fl.symmetry import PermutationSpec
 
@@ -68,7 +69,7 @@ def test_without_labels_the_score_is_the_cross_entropy_with_the_ensembles_classe
     votes = sum(w * outputs(client).double().softmax(1) for w, client in zip(weights, OWN, strict=True))
     assert isinstance(votes, Tensor)
     for batches in (INPUTS, list(INPUTS.split(10))):
-        data = CalibrationSet.read(batches)
+        data = CalibrationSet.read(batches, network())
         wanted = target(network, OWN, data, weights=weights, device=CPU)
         found = score(network, OWN[:2], wanted, device=CPU)
         expected = [float(functional.cross_entropy(outputs(c).double(), votes.argmax(1))) for c in OWN[:2]]
@@ -77,7 +78,7 @@ def test_without_labels_the_score_is_the_cross_entropy_with_the_ensembles_classe
 
 def test_labels_on_the_server_are_used() -> None:
     labels = torch.randint(0, 3, (64,), generator=torch.Generator().manual_seed(1))
-    data = CalibrationSet.read(zip(INPUTS.split(16), labels.split(16), strict=True))
+    data = CalibrationSet.read(zip(INPUTS.split(16), labels.split(16), strict=True), network())
     wanted = target(network, OWN, data, weights=[1.0] * 4, device=CPU)
     found = score(network, OWN, wanted, device=CPU)
     assert [each.loss for each in found] == pytest.approx(
@@ -88,15 +89,17 @@ def test_labels_on_the_server_are_used() -> None:
 
 @pytest.mark.parametrize("labels", [torch.tensor([0, 1, 3, 0]), torch.tensor([0, -1, 2, 0])])
 def test_labels_that_do_not_fit_are_an_error(labels: Tensor) -> None:
-    data = CalibrationSet.read([(INPUTS[:4], labels)])
+    data = CalibrationSet.read([(INPUTS[:4], labels)], network())
     with pytest.raises(RepairError, match="without labels"):
         target(network, OWN, data, weights=[1.0] * 4, device=CPU)
 
 
-def test_anything_else_in_second_place_is_no_label() -> None:
-    for second in (torch.rand(4), torch.zeros(4, 3), "names", torch.zeros(3, dtype=torch.long)):
-        assert CalibrationSet.read([(INPUTS[:4], second)]).labels is None
-    assert CalibrationSet.read([(INPUTS[:4], torch.zeros(4, dtype=torch.long)), INPUTS[4:]]).labels is None
+def test_only_whole_sets_of_targets_count() -> None:
+    labels = torch.zeros(4, dtype=torch.long)
+    assert CalibrationSet.read([(INPUTS[:4], "names")], network()).targets is None
+    assert CalibrationSet.read([(INPUTS[:4], labels), INPUTS[4:]], network()).targets is None
+    with pytest.raises(RepairError, match="4 inputs and 3 targets"):
+        CalibrationSet.read([(INPUTS[:4], labels[:3])], network())
 
 
 def test_outputs_that_are_no_class_scores_are_compared_with_the_clients_mean() -> None:
@@ -105,7 +108,7 @@ def test_outputs_that_are_no_class_scores_are_compared_with_the_clients_mean() -
 
     torch.manual_seed(0)
     clients = [dict(regression().state_dict()) for _ in range(3)]
-    wanted = target(regression, clients, CalibrationSet.read(INPUTS), weights=[1.0, 1.0, 2.0], device=CPU)
+    wanted = target(regression, clients, CalibrationSet.read(INPUTS, network()), weights=[1.0, 1.0, 2.0], device=CPU)
     modules = [regression() for _ in clients]
     for module, client in zip(modules, clients, strict=True):
         module.load_state_dict(client)
@@ -146,7 +149,7 @@ def test_the_best_candidate_is_returned_and_all_are_reported(clients: list[dict[
     )
     plain = found.errors["average"], found.scores["average"]
     assert (found.errors[found.chosen], found.scores[found.chosen]) <= plain
-    wanted = target(network, clients, CalibrationSet.read(INPUTS), weights=[1.0] * 4, device=CPU)
+    wanted = target(network, clients, CalibrationSet.read(INPUTS, network()), weights=[1.0] * 4, device=CPU)
     assert score(network, [found.state_dict], wanted, device=CPU) == [
         Score(found.scores[found.chosen], found.errors[found.chosen])
     ]
@@ -175,10 +178,10 @@ def test_labels_are_not_doubted_and_an_undecided_ensemble_is() -> None:
 
     undecided = {name: torch.zeros_like(tensor) for name, tensor in SHARED[0].items()}
     classes = network()(INPUTS).shape[1]
-    assert doubt([undecided], CalibrationSet.read(INPUTS)) == pytest.approx(1 - 1 / classes)
-    assert doubt([undecided], CalibrationSet.read([(INPUTS, labels)])) == 0.0
+    assert doubt([undecided], CalibrationSet.read(INPUTS, network())) == pytest.approx(1 - 1 / classes)
+    assert doubt([undecided], CalibrationSet.read([(INPUTS, labels)], network())) == 0.0
     decided = {name: 100 * tensor for name, tensor in SHARED[0].items()}
-    assert doubt([decided], CalibrationSet.read(INPUTS)) < 0.1
+    assert doubt([decided], CalibrationSet.read(INPUTS, network())) < 0.1
 
 
 def test_the_plain_method_is_there_without_guard() -> None:

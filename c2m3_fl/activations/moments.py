@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from c2m3_fl.activations.calibration import Calibration, read_batches
+from c2m3_fl.activations.calibration import Batch, Calibration, CalibrationSet
 from c2m3_fl.activations.errors import RepairError
 from c2m3_fl.activations.network import Architecture, Hook, Network, private_network
 from c2m3_fl.activations.sites import Site
@@ -121,14 +121,14 @@ def measure(
         If the state dict does not fit the module, the calibration set cannot be read, or activations are not finite.
     """
     with private_network(module, resolve_device(device)) as network:
-        batches = read_batches(calibration)
+        batches = CalibrationSet.read(calibration, network.module).batches
         network.load(state_dict, "the state dict")
         sites = network.sites(batches[0])
         moments = measure_sites(network, sites, batches, "the network")
     return {name: Moments(m.count, m.mean.cpu(), m.variance.cpu()) for name, m in moments.items()}
 
 
-def measure_sites(network: Network, sites: Sequence[Site], batches: Sequence[Tensor], what: str) -> dict[str, Moments]:
+def measure_sites(network: Network, sites: Sequence[Site], batches: Sequence[Batch], what: str) -> dict[str, Moments]:
     """Moments at the affine sites of the network as it is loaded; `what` names it in errors."""
     parts: dict[str, list[Moments]] = {site.name: [] for site in sites if site.affine}
 

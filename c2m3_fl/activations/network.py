@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from c2m3_fl.activations.calibration import Batch
 from c2m3_fl.activations.errors import RepairError
 from c2m3_fl.activations.sites import Site, channel_axis, has_affine, is_candidate
 
@@ -22,14 +23,30 @@ Architecture = nn.Module | Callable[[], nn.Module]
 """A module, or a function without arguments that builds one; only its architecture is used."""
 
 _PROBE_EXAMPLES = 8
+_HALVES = (torch.float16, torch.bfloat16)
 
 
 class Network:
-    """The copy on its device, in evaluation mode. Build it with `private_network`."""
+    """The copy on its device, in evaluation mode. Build it with `private_network`.
 
-    def __init__(self, module: nn.Module, device: torch.device) -> None:
+    A network in half precision is computed with in single precision: its state dicts are cast when they are loaded.
+
+    Attributes
+    ----------
+    names
+        The tensors that state dicts hold: all of the module's, or those that are federated. The others are the module's.
+    dtype
+        In which inputs of floating point are given.
+    """
+
+    def __init__(self, module: nn.Module, device: torch.device, names: Collection[str] | None = None) -> None:
         self.module = module.to(device).eval()
+        if any(tensor.dtype in _HALVES for tensor in self.module.state_dict().values()):
+            self.module.float()
         self.device = device
+        self.names = frozenset(self.module.state_dict() if names is None else names)
+        floats = (tensor.dtype for tensor in self.module.parameters() if tensor.is_floating_point())
+        self.dtype = next(floats, None)
 
     def layer(self, site: Site) -> nn.Module:
         """Layer of a site."""
@@ -38,9 +55,9 @@ class Network:
     def check(self, state: Mapping[str, Tensor], what: str) -> None:
         """Raise unless the state dict fits the module; `what` names it in errors."""
         own = self.module.state_dict()
-        if missing := sorted(own.keys() - state.keys()):
+        if missing := sorted(self.names - state.keys()):
             raise RepairError(f"{what} lacks the module's key(s) {', '.join(missing)}")
-        if unknown := sorted(state.keys() - own.keys()):
+        if unknown := sorted(state.keys() - self.names):
             raise RepairError(f"{what} has key(s) that the module does not know: {', '.join(unknown)}")
         for key, value in state.items():
             if not isinstance(value, Tensor) or value.shape != own[key].shape:
@@ -50,7 +67,7 @@ class Network:
     def load(self, state: Mapping[str, Tensor], what: str) -> None:
         """Load a state dict after `check`."""
         self.check(state, what)
-        self.module.load_state_dict(dict(state))
+        self.module.load_state_dict(dict(state), strict=False)
 
     @contextmanager
     def watched(self, hooks: Mapping[str, Hook]) -> Iterator[None]:
@@ -62,20 +79,20 @@ class Network:
                 stack.callback(handle.remove)
             yield
 
-    def forward(self, index: int, batch: Tensor, what: str, examples: int | None = None) -> None:
-        """Pass the batch of this index, or its first examples, through the network."""
+    def forward(self, index: int, batch: Batch, what: str, examples: int | None = None) -> Any:
+        """Output for the batch of this index, or its first examples."""
         _seed(self.device)  # a forward pass that draws random numbers draws the same ones for every network
+        arguments = batch.first(examples).to(self.device, self.dtype)
         try:
-            self.module(batch[:examples].to(self.device))
+            return self.module(*arguments.args, **arguments.kwargs)
         except (RepairError, torch.OutOfMemoryError):
             raise
         except Exception as error:
             raise RepairError(
-                f"{what}: the forward pass fails on calibration batch {index} "
-                f"({batch.dtype}, shape {tuple(batch.shape)}): {error}"
+                f"{what}: the forward pass fails on calibration batch {index} ({batch}): {error}"
             ) from error
 
-    def sites(self, batch: Tensor) -> tuple[Site, ...]:
+    def sites(self, batch: Batch) -> tuple[Site, ...]:
         """Sites of the network in the order in which the forward pass first calls them.
 
         A few examples of the batch are passed through whatever state is loaded. Candidates that cannot be sites are
@@ -146,11 +163,13 @@ class Network:
 
 
 @contextmanager
-def private_network(module: Architecture, device: torch.device) -> Iterator[Network]:
+def private_network(
+    module: Architecture, device: torch.device, names: Collection[str] | None = None
+) -> Iterator[Network]:
     """Copy the user's network; leave the module, the gradients' mode and the random state as they were."""
     cuda = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=cuda), torch.no_grad():
-        yield Network(_copy(module), device)
+        yield Network(_copy(module), device, names)
 
 
 def _seed(device: torch.device) -> None:

@@ -16,7 +16,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 from torch import nn
 
-from c2m3_fl.activations.calibration import Calibration
+from c2m3_fl.activations.calibration import Calibration, CalibrationSet
 from c2m3_fl.activations.network import Architecture
 from c2m3_fl.aggregation import REPAIRED, Aggregation, aggregate, trace
 from c2m3_fl.device import resolve_device
@@ -25,7 +25,7 @@ from c2m3_fl.federation.client import request_moments
 from c2m3_fl.federation.exchange import measured, repair_by_clients
 from c2m3_fl.federation.momentum import ServerMomentum
 from c2m3_fl.federation.replies import CLIENT_ID_KEY, Reply, is_weight, leave_out, read_replies
-from c2m3_fl.guard import CANDIDATES, CalibrationSet
+from c2m3_fl.guard import CANDIDATES
 from c2m3_fl.matching import Matcher, resolve_matcher
 from c2m3_fl.repair.sequential import BOUNDED, Method
 from c2m3_fl.robust import Robust
@@ -159,7 +159,7 @@ class C2M3(FedAvg):
         )
         _check_options(repair, moments_from, exchanges, robust, group_size)
         self.module = module if isinstance(module, nn.Module) else module()
-        self.calibration = None if calibration is None else CalibrationSet.read(calibration)
+        self.calibration = None if calibration is None else CalibrationSet.read(calibration, self.module)
         self.spec = spec if spec is not None else trace(self.module, self.calibration)
         self.reference = {name: tensor.detach().cpu() for name, tensor in self.module.state_dict().items()}
         self.spec.check(self.reference)

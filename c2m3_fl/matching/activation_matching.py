@@ -18,9 +18,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from c2m3_fl.activations.calibration import Calibration, read_batches
+from c2m3_fl.activations.calibration import Batch, Calibration, CalibrationSet
 from c2m3_fl.activations.errors import RepairError
 from c2m3_fl.activations.network import Architecture, Hook, Network, private_network
 from c2m3_fl.activations.sites import Site
@@ -73,14 +73,15 @@ class ActivationMatcher:
     """
 
     module: Architecture = field(repr=False)
-    calibration: Calibration = field(repr=False)
+    calibration: Calibration | CalibrationSet = field(repr=False)
     share: float = 0.1
     matcher: Matcher = field(default_factory=UniverseMatcher)
 
     def __post_init__(self) -> None:
         if not self.share > 0:
             raise ValueError(f"share is {self.share}; it must be positive, or infinite to leave the parameters out")
-        object.__setattr__(self, "calibration", read_batches(self.calibration))
+        module = self.module if isinstance(self.module, nn.Module) else self.module()
+        object.__setattr__(self, "calibration", CalibrationSet.read(self.calibration, module))
 
     def match(self, problem: MatchingProblem) -> Matching:
         """Solve a matching problem."""
@@ -93,7 +94,8 @@ class ActivationMatcher:
         self, state_dicts: Sequence[Mapping[str, Tensor]], spec: PermutationSpec, device: torch.device
     ) -> tuple[list[dict[str, Tensor]], PermutationSpec]:
         """The clients with their activations as tensors of their own, and the spec of both."""
-        batches = list(self.calibration)
+        assert isinstance(self.calibration, CalibrationSet)
+        batches = self.calibration.batches
         with private_network(self.module, device) as network:
             network.load(state_dicts[0], "client 0")
             sites = _movable(network.sites(batches[0]), spec)
@@ -147,11 +149,11 @@ def _movable(sites: Sequence[Site], spec: PermutationSpec) -> dict[Site, Axis]:
 
 
 def _record(
-    network: Network, state_dict: Mapping[str, Tensor], what: str, sites: Mapping[Site, Axis], batches: Sequence[Tensor]
+    network: Network, state_dict: Mapping[str, Tensor], what: str, sites: Mapping[Site, Axis], batches: Sequence[Batch]
 ) -> dict[str, Tensor]:
     """Per site the activations, ``(channels, samples)``, every channel centred and scaled to norm 1."""
     parts: dict[str, list[Tensor]] = {site.name: [] for site in sites}
-    examples = sum(len(batch) for batch in batches)
+    examples = sum(batch.size for batch in batches)
     kept = 0
 
     def watch(site: Site) -> Hook:
@@ -168,7 +170,7 @@ def _record(
     network.load(state_dict, what)
     with network.watched({site.name: watch(site) for site in sites}):
         for index, batch in enumerate(batches):
-            kept = -(-_SAMPLES * len(batch) // examples)
+            kept = -(-_SAMPLES * batch.size // examples)
             network.forward(index, batch, what)
     return {name: _standardised(torch.cat(rows).T) for name, rows in parts.items()}
 

@@ -29,13 +29,14 @@ from typing import Any, Final, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from c2m3_fl.activations.calibration import Calibration, read_batches
+from c2m3_fl.activations.calibration import Batch, Calibration, CalibrationSet
 from c2m3_fl.activations.errors import RepairError
-from c2m3_fl.activations.moments import Moments, Spread, Statistics, check_finite, goal, measure_sites, normalise
+from c2m3_fl.activations.moments import Moments, Spread, Statistics, check_finite, goal, normalise
 from c2m3_fl.activations.network import Architecture, Hook, Network, private_network
+from c2m3_fl.activations.recording import Recording, record
 from c2m3_fl.activations.sites import Site, has_running_statistics
 from c2m3_fl.device import resolve_device
-from c2m3_fl.repair.bounds import largest, loaded_norms
+from c2m3_fl.repair.bounds import largest
 from c2m3_fl.repair.correction import batch_norm_output, correct, is_constant, set_running_statistics
 
 _log = logging.getLogger(__name__)
@@ -51,7 +52,7 @@ def repair(
     module: Architecture,
     merged: Mapping[str, Tensor],
     endpoints: Sequence[Mapping[str, Tensor]],
-    calibration: Calibration,
+    calibration: Calibration | CalibrationSet,
     *,
     weights: Sequence[float] | Tensor | None = None,
     method: Method = "repair",
@@ -105,43 +106,77 @@ def repair(
         raise RepairError(f"unknown method {method!r}; use one of {', '.join(map(repr, get_args(Method)))}")
     shares = normalise(weights, len(endpoints))
     with private_network(module, resolve_device(device)) as network:
-        batches = read_batches(calibration)
+        batches = CalibrationSet.read(calibration, network.module).batches
         for index, endpoint in enumerate(endpoints):
             network.check(endpoint, f"endpoint {index}")
         network.load(merged, "the merged network")
         sites = network.sites(batches[0])
-        goals: dict[str, Statistics] = {}
-        bounds: dict[str, Tensor] = {}
+        recordings = []
         if method in _SPREADS:
-            chosen = [site for site in sites if output_layer or not site.is_output]
-            goals, norms = _goals(network, chosen, endpoints, shares, batches, spread=_SPREADS[method])
-            bounds = norms if method == BOUNDED else {}
-            network.load(merged, "the merged network")
-        todo = [s for s in sites if s.name in goals or has_running_statistics(network.layer(s))]
-        if not todo:
-            _log.warning("the module has no layer that %s could correct; the merged network stays as it is", method)
-        sweep = _Sweep(network, todo, goals, bounds, len(batches))
-        sweep.run(batches)
-        return network.export(merged, [network.layer(site) for site in todo])
+            counted = [index for index, share in enumerate(shares) if share > 0]
+            recordings = [record(network, endpoints[index], sites, batches, f"endpoint {index}") for index in counted]
+            for index, recording in zip(counted, recordings, strict=True):
+                if fault := recording.fault:
+                    raise RepairError(f"endpoint {index}: {fault}")
+        return repair_recorded(
+            network,
+            merged,
+            recordings,
+            sites,
+            batches,
+            weights=[share for share in shares if share > 0],
+            method=method,
+            output_layer=output_layer,
+        )
 
 
-def _goals(
+def repair_recorded(
     network: Network,
+    merged: Mapping[str, Tensor],
+    recordings: Sequence[Recording],
     sites: Sequence[Site],
-    endpoints: Sequence[Mapping[str, Tensor]],
-    shares: Sequence[float],
-    batches: Sequence[Tensor],
+    batches: Sequence[Batch],
     *,
-    spread: Spread,
-) -> tuple[dict[str, Statistics], dict[str, Tensor]]:
-    """Per site the statistics to aim at, and the largest norm of each channel's weights."""
-    moments, norms = [], []
-    for index, (endpoint, share) in enumerate(zip(endpoints, shares, strict=True)):
-        if share > 0:
-            network.load(endpoint, f"endpoint {index}")
-            moments.append(measure_sites(network, sites, batches, f"endpoint {index}"))
-            norms.append(loaded_norms(network, moments[-1]))
-    return goal(moments, [share for share in shares if share > 0], spread=spread), largest(norms)
+    weights: Sequence[float],
+    method: Method,
+    output_layer: bool = True,
+) -> dict[str, Tensor]:
+    """The same from recordings of the endpoints, mapped to the universe as the endpoints are.
+
+    Parameters
+    ----------
+    network
+        Where the merged network is loaded and corrected.
+    merged
+        Its state dict.
+    recordings
+        One for each endpoint; not needed to recalibrate.
+    sites, batches
+        Those that were recorded.
+    weights
+        One positive weight per recording.
+    method, output_layer
+        See `repair`.
+
+    Raises
+    ------
+    RepairError
+        If the merged network's activations are not finite.
+    """
+    goals: dict[str, Statistics] = {}
+    bounds: dict[str, Tensor] = {}
+    network.load(merged, "the merged network")
+    if method in _SPREADS:
+        goals = goal([recording.moments for recording in recordings], weights, spread=_SPREADS[method])
+        kept = {site.name for site in sites if output_layer or not site.is_output}
+        goals = {name: found for name, found in goals.items() if name in kept}
+        if method == BOUNDED:
+            bounds = largest(recording.norms for recording in recordings)
+    todo = [site for site in sites if site.name in goals or has_running_statistics(network.layer(site))]
+    if not todo:
+        _log.warning("the module has no layer that %s could correct; the merged network stays as it is", method)
+    _Sweep(network, todo, goals, bounds, len(batches)).run(batches)
+    return network.export(merged, [network.layer(site) for site in todo])
 
 
 class _StopForward(BaseException):
@@ -169,7 +204,7 @@ class _Sweep:
         self.calls = 0
         self.parts: list[Moments] = []
 
-    def run(self, batches: Sequence[Tensor]) -> None:
+    def run(self, batches: Sequence[Batch]) -> None:
         """Correct every site.
 
         The statistics of a site are those over all batches, so with several batches each site costs a pass up to it;

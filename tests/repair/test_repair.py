@@ -426,7 +426,7 @@ def _error(**changes: object) -> str:
         ({"calibration": []}, ["calibration", "empty"]),
         ({"calibration": inputs()[:0]}, ["batch 0", "no example"]),
         ({"calibration": [inputs(), "x"]}, ["batch 1", "str"]),
-        ({"calibration": [{"img": inputs()}]}, ["batch 0", "dict"]),
+        ({"calibration": [{"a": inputs(), "b": inputs()}]}, ["batch 0", "'a'", "forward takes"]),
         ({"calibration": 3}, ["calibration", "int"]),
         ({"calibration": torch.utils.data.TensorDataset(inputs())}, ["DataLoader"]),
         ({"calibration": [inputs(), inputs() / 0]}, ["batch 1", "NaN"]),
