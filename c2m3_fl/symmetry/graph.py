@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.export import ExportedProgram
 
-from c2m3_fl.symmetry.spec import SpecError
+from c2m3_fl.symmetry.axes import SpecError
 
 
 def export(module: nn.Module, inputs: Sequence[Any], kwargs: Mapping[str, Any], *, training: bool) -> ExportedProgram:

@@ -13,25 +13,32 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils._pytree import tree_leaves, tree_map
 
+from c2m3_fl.symmetry.axes import Permutations, SpecError
 from c2m3_fl.symmetry.graph import copied, undisturbed
-from c2m3_fl.symmetry.spec import Axis, Factor, Permutations, PermutationSpec, Pin, Segment, SpecError
+from c2m3_fl.symmetry.groups import PermutationGroups
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-4}
 """Largest change of an output, relative to its largest element, that rounding explains."""
+
+_WRONG = "failed the proof: permuting it changes the outputs"
+_WRONG_TOGETHER = "failed the proof: permuting it together with others changes the outputs"
 
 _INPUTS = 2
 _DRAWS = {True: 1, False: 4}
 """Draws of permutations for each input, by whether the network is large."""
 _LARGE = 4_000_000
 """Number of elements from which a network counts as large: each draw takes a forward pass."""
+
+
+Groups = TypeVar("Groups", bound=PermutationGroups)
 
 
 @dataclass(frozen=True)
@@ -55,15 +62,15 @@ class Trial:
     forward: Callable[[Mapping[str, Tensor], Any], list[Any]]
     tolerance: float
 
-    def change(self, spec: PermutationSpec, permutations: Permutations, run: int = 0) -> float:
+    def change(self, spec: PermutationGroups, permutations: Permutations, run: int = 0) -> float:
         """Largest relative change of any output under permutations; infinite where other than numbers differ."""
         inputs, reference = self.runs[run]
         return _difference(reference, self.forward(spec.apply(self.state, permutations), inputs))
 
 
 def prove(
-    spec: PermutationSpec, module: nn.Module, inputs: Sequence[Any], kwargs: Mapping[str, Any], *, seed: int = 0
-) -> PermutationSpec:
+    spec: Groups, module: nn.Module, inputs: Sequence[Any], kwargs: Mapping[str, Any], *, seed: int = 0
+) -> Groups:
     """Test a spec and pin the groups that fail.
 
     Parameters
@@ -92,7 +99,7 @@ def prove(
             "trace"
         )
     wrong = {group for group in spec.groups if _fails(trial, spec, _only(spec, {group}), generator)}
-    spec = pin_groups(spec, wrong, "failed the proof: permuting it changes the outputs")
+    spec = spec.pinned(dict.fromkeys(wrong, _WRONG))
     while spec.groups and _fails(trial, spec, spec, generator):
         # Each passes by itself but not with the others, which no sound trace allows: keep those that pass together.
         kept: set[str] = set()
@@ -102,30 +109,17 @@ def prove(
         rest = set(spec.groups) - kept
         if not rest:
             break
-        spec = pin_groups(spec, rest, "failed the proof: permuting it together with others changes the outputs")
+        spec = spec.pinned(dict.fromkeys(rest, _WRONG_TOGETHER))
     return spec
 
 
 def largest_change(
-    spec: PermutationSpec, module: nn.Module, inputs: Sequence[Any], kwargs: Mapping[str, Any], *, seed: int = 1
+    spec: PermutationGroups, module: nn.Module, inputs: Sequence[Any], kwargs: Mapping[str, Any], *, seed: int = 1
 ) -> float:
     """Largest relative change of an output under random permutations of all groups at once."""
     generator = torch.Generator().manual_seed(seed)
     trial = prepare(module, inputs, kwargs, generator)
     return trial.change(spec, spec.random(generator)) if spec.groups else 0.0
-
-
-def pin_groups(spec: PermutationSpec, groups: set[str], why: str) -> PermutationSpec:
-    """The spec without some of its groups; their positions are fixed."""
-    if not groups:
-        return spec
-    tensors = {
-        name: tuple(Axis(tuple(_fixed(segment, groups) for segment in axis.segments)) for axis in axes)
-        for name, axes in spec.tensors.items()
-    }
-    left = {group: size for group, size in spec.groups.items() if group not in groups}
-    pins = (*(Pin(group, why) for group in spec.groups if group in groups), *spec.pins)
-    return replace(spec, groups=left, tensors=tensors, pins=pins)
 
 
 def prepare(module: nn.Module, inputs: Sequence[Any], kwargs: Mapping[str, Any], generator: torch.Generator) -> Trial:
@@ -223,7 +217,7 @@ def _like(leaf: Any, dtype: torch.dtype, generator: torch.Generator) -> Any:
     return leaf.to(dtype).mean() + (spread if spread > 1e-6 else 1.0) * noise
 
 
-def _fails(trial: Trial, spec: PermutationSpec, tested: PermutationSpec, generator: torch.Generator) -> bool:
+def _fails(trial: Trial, spec: PermutationGroups, tested: PermutationGroups, generator: torch.Generator) -> bool:
     """Whether any of several draws of the tested spec's groups changes the outputs."""
     if not tested.groups:
         return False
@@ -235,12 +229,8 @@ def _fails(trial: Trial, spec: PermutationSpec, tested: PermutationSpec, generat
     )
 
 
-def _only(spec: PermutationSpec, groups: set[str]) -> PermutationSpec:
-    return pin_groups(spec, set(spec.groups) - groups, "")
-
-
-def _fixed(segment: Segment, groups: set[str]) -> Segment:
-    return Segment(tuple(Factor(f.size) if f.group in groups else f for f in segment.factors))
+def _only(spec: PermutationGroups, groups: set[str]) -> PermutationGroups:
+    return spec.pinned(dict.fromkeys(set(spec.groups) - groups, ""))
 
 
 def _difference(reference: Sequence[Any], outputs: Sequence[Any]) -> float:

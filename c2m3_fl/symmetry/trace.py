@@ -17,16 +17,16 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 
 from c2m3_fl.symmetry import rules, symbols
+from c2m3_fl.symmetry.axes import Axis, Factor, Segment, SpecError
 from c2m3_fl.symmetry.graph import export
+from c2m3_fl.symmetry.groups import NOT_REACHED, PermutationGroups, Pin
 from c2m3_fl.symmetry.naming import name_groups
 from c2m3_fl.symmetry.rules import Names
-from c2m3_fl.symmetry.spec import Axis, Factor, PermutationSpec, Pin, Segment, SpecError
 from c2m3_fl.symmetry.symbols import Atom, Extent
 from c2m3_fl.symmetry.tensors import Stacked, Traced, Value, fixed, pin_all
 
 _INLINED = {"wrap_with_set_grad_enabled": 1, "wrap_with_autocast": 4, "tag_activation_checkpoint": 0}
 """Operators that merely call a subgraph, and where among their arguments it is."""
-_UNUSED = "takes no part in computing the output"
 
 
 @dataclass
@@ -48,7 +48,7 @@ class Trace:
     unknown: list[tuple[str, str]] = field(default_factory=list)
 
 
-def trace(module: nn.Module, inputs: Sequence[Any], kwargs: Mapping[str, Any]) -> PermutationSpec:
+def trace(module: nn.Module, inputs: Sequence[Any], kwargs: Mapping[str, Any]) -> PermutationGroups:
     """Find the permutation groups of a module.
 
     Raises
@@ -67,10 +67,10 @@ def trace(module: nn.Module, inputs: Sequence[Any], kwargs: Mapping[str, Any]) -
         used |= _run_program(result, export(module, inputs, kwargs, training=True))
     for name, traced in result.tensors.items():
         if name not in used:
-            pin_all(traced, _UNUSED)
+            pin_all(traced, NOT_REACHED)
     while not symbols.writable(extent for traced in result.tensors.values() for extent in traced.axes):
         pass
-    return _spec(module, state, result)
+    return _spec(state, result, used)
 
 
 def _leaves(state: Mapping[str, Tensor]) -> dict[str, Traced]:
@@ -230,18 +230,18 @@ def _caller(node: fx.Node) -> str:
     return next((path for path, _ in reversed(list(stack.values())) if path), "the network")
 
 
-def _spec(module: nn.Module, state: Mapping[str, Tensor], result: Trace) -> PermutationSpec:
+def _spec(state: Mapping[str, Tensor], result: Trace, used: set[str]) -> PermutationGroups:
     extents = {name: [symbols.written(extent) for extent in leaf.axes] for name, leaf in result.tensors.items()}
     groups = name_groups(extents, result.names)
     tensors = {name: tuple(_axis(extent, groups) for extent in axes) for name, axes in extents.items()}
-    parameters: dict[int, str] = {}
-    for name, tensor in state.items():
-        if isinstance(tensor, nn.Parameter):
-            parameters.setdefault(id(tensor), name)
-    carried = frozenset(state) - frozenset(parameters.values())
-    pins = [pin for name in parameters.values() for pin in _pins(name, extents[name])]
+    first: dict[int, str] = {}
+    tied = {name: known for name, tensor in state.items() if (known := first.setdefault(id(tensor), name)) != name}
+    parameters = [name for name, tensor in state.items() if isinstance(tensor, nn.Parameter) and name not in tied]
+    pins = [Pin(name, NOT_REACHED) for name in parameters if name not in used]
+    pins += [pin for name in parameters if name in used for pin in _pins(name, extents[name])]
     pins += [Pin(caller, f"calls {name}, for which there is no rule") for name, caller in dict.fromkeys(result.unknown)]
-    return PermutationSpec({name: atom.size for atom, name in groups.items()}, tensors, carried, tuple(pins))
+    sizes = {name: atom.size for atom, name in groups.items()}
+    return PermutationGroups(sizes, tensors, frozenset(state) - frozenset(parameters), tuple(pins), tied)
 
 
 def _axis(extent: Extent, groups: Mapping[Atom, str]) -> Axis:

@@ -29,7 +29,7 @@ _SAMPLE_SEED = 11
 # REPAIR needs one pass where all of its images are one batch; 1,024 fit wherever these networks do.
 _CALIBRATION_BATCH = 1_024
 
-_CODE = ("matching", "repair", "analysis", "symmetry/spec.py", "alignment.py", "averaging.py")
+_CODE = ("matching", "repair", "analysis", "symmetry/axes.py", "symmetry/groups.py", "alignment.py", "averaging.py")
 
 Network = dict[str, Tensor]
 
