@@ -22,7 +22,7 @@ def run_all(arguments: Sequence[str]) -> None:
 def train_endpoints(arguments: Sequence[str]) -> None:
     """Train endpoints ahead of the experiments, in several processes where the machine has room for them."""
     command = parser("endpoints", "Train the networks that experiments merge, several at a time.")
-    command.add_argument("--seeds", type=int, default=5, help="networks of each kind (default: 5)")
+    command.add_argument("--seeds", type=_seeds, default=range(5), help="FIRST-LAST, of each kind (default: 0-4)")
     command.add_argument("--jobs", type=int, default=1, help="processes; on a GPU small networks share it (default: 1)")
     command.add_argument("--width", type=float, default=0.0, help="instead of the scale's own width")
     command.add_argument("--share", default="0/1", help="I/N: only every N-th network, from the I-th on")
@@ -36,9 +36,14 @@ def train_endpoints(arguments: Sequence[str]) -> None:
     configs = [scale.networks[name] for name in laboratory.chosen(tuple(scale.networks))]
     if options.width:
         configs = [scale.at_width(name, options.width) for name in laboratory.chosen(tuple(scale.networks))]
-    wanted = [config.with_seed(seed) for config in configs for seed in range(options.seeds)]
+    wanted = [config.with_seed(seed) for config in configs for seed in options.seeds]
     for config in wanted[first::step]:
         laboratory.store.get(config)
+
+
+def _seeds(text: str) -> range:
+    first, _, last = text.partition("-")
+    return range(int(first), int(last or first) + 1)
 
 
 def _in_processes(arguments: Sequence[str], jobs: int) -> None:

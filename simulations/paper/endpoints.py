@@ -1,7 +1,7 @@
 """Endpoint networks: trained once, kept under a key of everything that determines them.
 
-A file holds one network. It is written whole or not at all, so that an interrupted run goes on with the first network
-that is missing.
+A file holds one network. It is written whole or not at all, and a network whose training was cut off goes on after its
+last whole epoch.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from clients.data import ImageData, Split, load_data
 from clients.models import Norm, build_model
-from clients.training import derive_seed, deterministic
+from clients.training import derive_seed, deterministic, evaluate
 from simulations.paper.training import Recipe, train
 
 _FORMAT = 1
@@ -167,20 +167,27 @@ class EndpointStore:
                 width=config.width,
                 norm=config.norm,
             )
-            loss = train(model, self.training(config), config.recipe, self.device, config.seed)
+            state = path.with_name(f".{path.stem}.state")
+            loss = train(model, self.training(config), config.recipe, self.device, config.seed, state)
         seconds = time.perf_counter() - started
+        accuracy = evaluate(model, data.test.inputs(), data.test.labels, self.device).accuracy
         content = {
             "config": asdict(config),
             "state_dict": {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()},
             "seconds": seconds,
             "hardware": hardware(self.device),
             "loss": loss,
+            "test_accuracy": accuracy,
         }
         self.folder.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f".{path.name}.{os.getpid()}")
         torch.save(content, partial)
         os.replace(partial, path)
-        print(f"trained {config.label}, seed {config.seed}: loss {loss:.3f}, {seconds:.0f} s", flush=True)
+        print(
+            f"trained {config.label}, seed {config.seed}: test accuracy {accuracy:.2%}, loss {loss:.3f}, "
+            f"{seconds:.0f} s, {path.name}",
+            flush=True,
+        )
 
 
 def hardware(device: torch.device) -> str:

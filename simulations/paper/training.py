@@ -1,10 +1,17 @@
-"""Training of endpoint networks: data and augmentation on the device, bfloat16 and channels-last where they are faster."""
+"""Training of endpoint networks: data and augmentation on the device, bfloat16 and channels-last where they are faster.
+
+Where a file for its state is given, training writes it after each epoch, and one that was cut off goes on from there to
+the same bits.
+"""
 
 from __future__ import annotations
 
 import math
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -26,15 +33,19 @@ class Recipe:
     batch_size
         Images in a step; those left over at the end of an epoch are left out of it.
     optimizer
-        ``"sgd"`` (with momentum 0.9) or ``"adam"``.
+        ``"sgd"`` (with momentum 0.9), ``"adam"``, or ``"adamw"``, whose decay acts on matrices and kernels alone, not on
+        biases and norms.
     learning_rate
         Its peak.
     weight_decay
         Of the optimizer.
     warmup_epochs
-        Over which the learning rate rises from zero.
+        Over which the learning rate rises linearly from zero to its peak.
+    decay
+        How it falls to zero after the peak: ``"cosine"`` or ``"linear"``. A linear rise and a linear fall are the
+        one-cycle rate (Smith & Topin 2019) without its last, even smaller rates.
     restart_epochs
-        Length of a cosine period, after which the learning rate starts again from its peak; 0 for a single period over
+        Length of a period, after which the learning rate starts again from its peak; 0 for a single period over
         the whole training.
     augment
         Whether images are flipped and shifted by up to 4 pixels at random.
@@ -42,18 +53,22 @@ class Recipe:
         Of the forward and backward pass; parameters are float32.
     clip_norm
         Bound on the gradient's norm; 0 for none.
+    label_smoothing
+        Share of each label that all classes get in equal parts.
     """
 
     epochs: int
     batch_size: int
-    optimizer: Literal["sgd", "adam"] = "sgd"
+    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
     learning_rate: float = 0.1
     weight_decay: float = 1e-4
     warmup_epochs: float = 0.0
+    decay: Literal["cosine", "linear"] = "cosine"
     restart_epochs: int = 0
     augment: bool = False
     precision: Literal["float32", "bfloat16"] = "float32"
     clip_norm: float = 0.0
+    label_smoothing: float = 0.0
 
     def rate(self, epoch: float) -> float:
         """The learning rate at a fraction of the training, counted in epochs."""
@@ -62,6 +77,8 @@ class Recipe:
         period = self.restart_epochs or self.epochs
         start = self.warmup_epochs if epoch < period else 0.0
         position = (epoch % period - start) / (period - start)
+        if self.decay == "linear":
+            return self.learning_rate * (1.0 - position)
         return self.learning_rate * 0.5 * (1.0 + math.cos(math.pi * position))
 
 
@@ -80,7 +97,9 @@ def augment(images: Tensor, generator: torch.Generator) -> Tensor:
     return padded.permute(0, 2, 3, 1)[every, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
-def train(model: nn.Module, split: Split, recipe: Recipe, device: torch.device, seed: int) -> float:
+def train(
+    model: nn.Module, split: Split, recipe: Recipe, device: torch.device, seed: int, state: Path | None = None
+) -> float:
     """Train a network in place.
 
     Parameters
@@ -95,6 +114,9 @@ def train(model: nn.Module, split: Split, recipe: Recipe, device: torch.device, 
         Where; data are moved there once.
     seed
         Of the images' order and augmentation.
+    state
+        File in which each whole epoch is written, and from which a training that was cut off goes on; it is removed at
+        the end. None for neither.
 
     Returns
     -------
@@ -103,35 +125,88 @@ def train(model: nn.Module, split: Split, recipe: Recipe, device: torch.device, 
     """
     inputs, labels = split.inputs().to(device), split.labels.to(device)
     model.to(device).to(memory_format=torch.channels_last).train()
-    optimizer = _optimizer(model, recipe)
-    generator = torch.Generator(device).manual_seed(seed)
-    steps = max(1, len(labels) // recipe.batch_size)
-    total = torch.zeros((), device=device)
-    for epoch in range(recipe.epochs):
-        total.zero_()
-        order = torch.randperm(len(labels), generator=generator, device=device)
+    run = _Run(model, _optimizer(model, recipe), torch.Generator(device).manual_seed(seed), recipe)
+    run.restore(state)
+    while run.epoch < recipe.epochs:
+        run.train_epoch(inputs, labels)
+        run.save(state)
+    if state is not None:
+        state.unlink(missing_ok=True)
+    return run.loss
+
+
+@dataclass(eq=False)
+class _Run:
+    """A training under way: all that the next epoch depends on."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    generator: torch.Generator
+    recipe: Recipe
+    epoch: int = 0
+    loss: float = math.nan
+
+    def train_epoch(self, inputs: Tensor, labels: Tensor) -> None:
+        recipe = self.recipe
+        steps = max(1, len(labels) // recipe.batch_size)
+        total = torch.zeros((), device=inputs.device)
+        order = torch.randperm(len(labels), generator=self.generator, device=inputs.device)
         for step, batch in enumerate(torch.split(order, recipe.batch_size)[:steps]):
-            for group in optimizer.param_groups:
-                group["lr"] = recipe.rate(
-                    epoch + (step + 1) / steps if epoch < recipe.warmup_epochs else epoch + step / steps
-                )
-            images = augment(inputs[batch], generator) if recipe.augment else inputs[batch]
-            with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
-                outputs = model(images.contiguous(memory_format=torch.channels_last))
-            loss = functional.cross_entropy(outputs.float(), labels[batch])
-            optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            if recipe.clip_norm:
-                nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
-            optimizer.step()
-            total += loss.detach()
-    return float(total / steps)
+            # While it rises, the rate is the one at the end of the step: that of the first would be zero.
+            rising = self.epoch < recipe.warmup_epochs
+            for group in self.optimizer.param_groups:
+                group["lr"] = recipe.rate(self.epoch + (step + rising) / steps)
+            images = augment(inputs[batch], self.generator) if recipe.augment else inputs[batch]
+            total += self._step(images.contiguous(memory_format=torch.channels_last), labels[batch])
+        self.epoch += 1
+        self.loss = float(total / steps)
+
+    def _step(self, images: Tensor, labels: Tensor) -> Tensor:
+        recipe = self.recipe
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
+            outputs = self.model(images)
+        loss = functional.cross_entropy(outputs.float(), labels, label_smoothing=recipe.label_smoothing)
+        self.optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        if recipe.clip_norm:
+            nn.utils.clip_grad_norm_(self.model.parameters(), recipe.clip_norm)
+        self.optimizer.step()
+        return loss.detach()
+
+    def save(self, path: Path | None) -> None:
+        if path is None:
+            return
+        content = {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "generator": self.generator.get_state(),
+            "epoch": self.epoch,
+            "loss": self.loss,
+        }
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f"{path.name}.{os.getpid()}")
+        torch.save(content, partial)
+        os.replace(partial, path)
+
+    def restore(self, path: Path | None) -> None:
+        if path is None or not path.is_file():
+            return
+        content: Mapping[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        self.model.load_state_dict(content["model"])
+        self.optimizer.load_state_dict(content["optimizer"])
+        self.generator.set_state(content["generator"])
+        self.epoch, self.loss = content["epoch"], content["loss"]
 
 
 def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     parameters = list(model.parameters())
+    rate, decay = recipe.learning_rate, recipe.weight_decay
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(parameters, lr=rate, momentum=0.9, weight_decay=decay, foreach=True)
     if recipe.optimizer == "adam":
-        return torch.optim.Adam(parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay, foreach=True)
-    return torch.optim.SGD(
-        parameters, lr=recipe.learning_rate, momentum=0.9, weight_decay=recipe.weight_decay, foreach=True
-    )
+        return torch.optim.Adam(parameters, lr=rate, weight_decay=decay, foreach=True)
+    groups = [
+        {"params": [each for each in parameters if each.ndim > 1], "weight_decay": decay},
+        {"params": [each for each in parameters if each.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=rate, foreach=True)

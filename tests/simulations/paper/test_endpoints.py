@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from simulations.paper import training
 from simulations.paper.endpoints import EndpointConfig, EndpointStore, find_data
 from simulations.paper.training import Recipe, augment
 
@@ -83,6 +84,71 @@ def test_the_learning_rate_rises_falls_and_restarts() -> None:
     assert recipe.rate(10.0) == 2.0
     assert recipe.rate(15.0) == pytest.approx(1.0)
     assert Recipe(epochs=4, batch_size=1, learning_rate=1.0).rate(2.0) == pytest.approx(0.5)
+
+
+def test_the_one_cycle_rate_falls_in_a_line_to_zero() -> None:
+    recipe = Recipe(epochs=10, batch_size=1, learning_rate=3e-3, warmup_epochs=2, decay="linear")
+    assert [recipe.rate(epoch) for epoch in (1.0, 2.0, 6.0, 10.0 - 1e-9)] == pytest.approx([1.5e-3, 3e-3, 1.5e-3, 0.0])
+
+
+ONE_CYCLE = Recipe(
+    epochs=4,
+    batch_size=64,
+    optimizer="adamw",
+    learning_rate=1e-2,
+    weight_decay=0.05,
+    warmup_epochs=0.8,
+    decay="linear",
+    augment=True,
+    precision="bfloat16",
+    clip_norm=1.0,
+    label_smoothing=0.1,
+)
+
+
+def test_a_training_that_was_cut_off_goes_on_to_the_same_bits(
+    store: EndpointStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(CONFIG, recipe=ONE_CYCLE)
+    whole = store.get(config).state_dict
+    path = store.path(config)
+    path.unlink()
+    epochs = []
+    train_epoch = training._Run.train_epoch
+
+    def power_cut(run: training._Run, *data: torch.Tensor) -> None:
+        epochs.append(run.epoch)
+        if epochs == [0, 1, 2]:
+            raise KeyboardInterrupt
+        train_epoch(run, *data)
+
+    monkeypatch.setattr(training._Run, "train_epoch", power_cut)
+    with pytest.raises(KeyboardInterrupt):
+        store.get(config)
+    assert not path.exists()
+    resumed = store.get(config).state_dict
+    assert epochs == [0, 1, 2, 2, 3]
+    assert all(torch.equal(tensor, resumed[name]) for name, tensor in whole.items())
+    assert list(store.folder.iterdir()) == [path]
+
+
+def test_adamw_decays_matrices_alone() -> None:
+    model = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.BatchNorm2d(2))
+    groups = training._optimizer(model, ONE_CYCLE).param_groups
+    assert {id(p): group["weight_decay"] for group in groups for p in group["params"]} == {
+        id(p): 0.05 if p.ndim > 1 else 0.0 for p in model.parameters()
+    }
+
+
+def test_smoothing_the_gradients_bound_and_the_optimizer_change_the_network(store: EndpointStore) -> None:
+    recipes = [
+        ONE_CYCLE,
+        replace(ONE_CYCLE, label_smoothing=0.0),
+        replace(ONE_CYCLE, clip_norm=0.01),
+        replace(ONE_CYCLE, optimizer="adam"),
+    ]
+    biases = [store.get(replace(CONFIG, recipe=recipe)).state_dict["output.bias"] for recipe in recipes]
+    assert all(not torch.equal(a, b) for i, a in enumerate(biases) for b in biases[:i])
 
 
 def test_augmentation_shifts_and_flips_whole_images() -> None:
