@@ -168,7 +168,7 @@ class EndpointStore:
                 norm=config.norm,
             )
             state = path.with_name(f".{path.stem}.state")
-            loss = train(model, self.training(config), config.recipe, self.device, config.seed, state)
+            loss = train(model, self.training(config), config.recipe, self.device, config.seed, state=state)
         seconds = time.perf_counter() - started
         accuracy = evaluate(model, data.test.inputs(), data.test.labels, self.device).accuracy
         content = {

@@ -98,7 +98,7 @@ def augment(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def train(
-    model: nn.Module, split: Split, recipe: Recipe, device: torch.device, seed: int, state: Path | None = None
+    model: nn.Module, split: Split, recipe: Recipe, device: torch.device, seed: int, *, state: Path | None = None
 ) -> float:
     """Train a network in place.
 
