@@ -26,9 +26,9 @@ from c2m3_fl.repair import repair
 from c2m3_fl.symmetry import PermutationSpec
 from clients.data import ImageData
 from clients.models import build_model
-from simulations.paper.endpoints import EndpointConfig, EndpointStore, find_data
-from simulations.paper.scales import SCALES
-from simulations.paper.training import Recipe
+from simulations.laboratory.endpoints import EndpointConfig, EndpointStore, find_data
+from simulations.laboratory.scales import SCALES
+from simulations.laboratory.training import Recipe
 
 _PERCEPTRON = Recipe(epochs=3, batch_size=128, optimizer="adam", learning_rate=1e-3, weight_decay=0.0, clip_norm=1.0)
 _DEPTH = 3

@@ -41,10 +41,10 @@ from c2m3_fl.matching import (
     UniverseMatcher,
 )
 from c2m3_fl.matching.problem import as_client_maps
-from simulations.pages import replace_block
-from simulations.paper.endpoints import hardware
-from simulations.paper.pair_sum import PairSumFrankWolfe
-from simulations.records import Environment
+from simulations.app.records import Environment
+from simulations.experiments.paper.pair_sum import PairSumFrankWolfe
+from simulations.laboratory.endpoints import hardware
+from simulations.laboratory.pages import replace_block
 
 _CPU = torch.device("cpu")
 DOCS = Path(__file__).parents[1] / "docs"

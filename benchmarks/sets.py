@@ -19,8 +19,8 @@ import torch
 
 from benchmarks.endpoints import Family, Merged
 from benchmarks.matching import DOCS, MATCHERS, VARIANTS, environment
-from simulations.pages import replace_block
-from simulations.paper.laboratory import code_fingerprint
+from simulations.laboratory.laboratory import code_fingerprint
+from simulations.laboratory.pages import replace_block
 
 _PAIR = ("default", "merge-many")  # the table's
 

@@ -8,9 +8,9 @@ import sys
 
 MODULES = {
     "demo": "simulations.demo",
-    "deploy": "simulations.deployment",
-    "federated": "simulations.federated.command",
-    "scale": "simulations.scale",
+    "deploy": "simulations.engines.deployment",
+    "federated": "simulations.experiments.federated.command",
+    "scale": "simulations.experiments.round.scale",
 }
 """What is not of the paper, by name: modules with a function `main`, each imported only when it is asked for."""
 
@@ -20,7 +20,7 @@ def main(arguments: list[str]) -> None:
     if arguments and arguments[0] in MODULES:
         importlib.import_module(MODULES[arguments[0]]).main(arguments[1:])
         return
-    from simulations.paper.commands import COMMANDS  # noqa: PLC0415 - they bring in all of the paper's experiments
+    from simulations.laboratory.commands import COMMANDS  # noqa: PLC0415 - they bring in all of the paper's experiments
 
     parser = argparse.ArgumentParser(prog="python -m simulations", description="Experiments with C2M3 under Flower.")
     parser.add_argument("experiment", choices=sorted((*MODULES, *COMMANDS)))

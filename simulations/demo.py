@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from simulations.engine import SimulationEngine
-from simulations.records import write_json
-from simulations.settings import SimulationSettings
+from simulations.app.records import write_json
+from simulations.app.settings import SimulationSettings
+from simulations.engines.flower import SimulationEngine
 
 _APP = Path(__file__).resolve().parent.parent
 _CLIENTS = 5
@@ -56,7 +56,7 @@ class DemoResult:
 
     @classmethod
     def read(cls, comparison: dict[str, Any]) -> DemoResult:
-        """From a round's record of `simulations.records`."""
+        """From a round's record of `simulations.app.records`."""
         merged = comparison["merged"]
         return cls(
             clients_mean=comparison["clients_mean"],

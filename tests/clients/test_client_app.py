@@ -12,7 +12,7 @@ from torch import Tensor
 from clients.client_app import app, client_indices
 from clients.data import load_data
 from clients.settings import ClientSettings
-from simulations.central import global_model
+from simulations.app.central import global_model
 
 CLIENTS = 3
 QUICK = ClientSettings(model_width=0.1, local_epochs=1)

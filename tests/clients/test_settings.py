@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from clients.settings import ClientSettings, SettingsError
-from simulations.settings import SimulationSettings
+from simulations.app.settings import SimulationSettings
 
 PYPROJECT = Path(__file__).parents[2] / "pyproject.toml"
 

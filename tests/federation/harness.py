@@ -28,7 +28,7 @@ from c2m3_fl import C2M3
 from c2m3_fl.federation.client import MOMENTS_QUERY, answer_moments, attach_moments
 from c2m3_fl.matching import CoordinateAscent, Matching, MatchingProblem
 from c2m3_fl.symmetry import PermutationSpec
-from simulations.grid import InProcessGrid
+from simulations.engines.grid import InProcessGrid
 
 CLIENTS = 4
 ROUNDS = 5

@@ -18,7 +18,7 @@ from flwr.app import ArrayRecord, ConfigRecord
 from flwr.serverapp.strategy import DifferentialPrivacyServerSideFixedClipping
 
 from c2m3_fl.federation.checkpoint import Checkpoint, CheckpointError, RandomState
-from simulations.grid import InProcessGrid
+from simulations.engines.grid import InProcessGrid
 from tests.federation.harness import CLIENTS, PHASES, ROUNDS, STOP_IN_ROUND, app, initial, run, strategy
 
 ROOT = Path(__file__).parents[2]

@@ -22,7 +22,7 @@ from flwr.serverapp.strategy import (
 from torch import Tensor
 
 from c2m3_fl import C2M3
-from simulations.grid import InProcessGrid
+from simulations.engines.grid import InProcessGrid
 from tests.federation.faults import SPEC, network, scene
 
 CLIENTS = 4

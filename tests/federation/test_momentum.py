@@ -14,8 +14,8 @@ from torch import nn
 
 from c2m3_fl import C2M3, PermutationSpec
 from c2m3_fl.federation.momentum import ServerMomentum
-from simulations.grid import InProcessGrid, simulate
-from simulations.settings import SimulationSettings
+from simulations.app.settings import SimulationSettings
+from simulations.engines.grid import InProcessGrid, simulate
 from tests.federation.harness import CLIENTS, ROUNDS, app, initial, run, strategy
 
 PLAIN = {"matcher": "identity", "repair": None, "moments_from": "server", "fraction_train": 1.0}

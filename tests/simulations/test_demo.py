@@ -9,8 +9,8 @@ from typing import Any, Self
 import pytest
 
 from simulations import demo
-from simulations.records import write_json
-from simulations.settings import SimulationSettings
+from simulations.app.records import write_json
+from simulations.app.settings import SimulationSettings
 
 COMPARISON = {
     "clients": [0.9, 0.8],

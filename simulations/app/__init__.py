@@ -1,0 +1,1 @@
+"""The side that faces Flower: the ServerApp, its settings, strategies, records and resuming."""

@@ -1,0 +1,1 @@
+"""Where a federation runs: in this process, in Flower's simulation, or deployed with TLS."""

@@ -1,0 +1,1 @@
+"""Experiments: each folder only what it measures and how that is shown."""

@@ -1,0 +1,158 @@
+"""Linear mode connectivity in the universe (Figures 3, 6 and 10): landscapes and interpolation curves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from itertools import combinations, product
+from typing import Any
+
+from c2m3_fl.analysis import interpolate, landscape, positions
+from simulations.laboratory.drawing import grid, label
+from simulations.laboratory.experiment import NOT_RUN, Experiment, Picture, Table, networks, select, spread
+from simulations.laboratory.laboratory import Bench, Laboratory, Network, identify
+from simulations.laboratory.ledger import Ledger, Record
+
+NAME = "connectivity"
+_MODELS = 3
+_NAMES = "abc"
+_NETWORKS = ("mlp-mnist", "resnet20-cifar10", "vgg16-cifar10", "resnet20-cifar100")
+_SPACES = {"before": "as they come", "after": "in the universe"}
+
+
+def measure(laboratory: Laboratory, ledger: Ledger) -> None:
+    """Landscapes before and after, and curves between all pairs before, after, and after with REPAIR."""
+    for network in laboratory.chosen(_NETWORKS):
+        _measure_network(laboratory, ledger, network)
+
+
+def _measure_network(laboratory: Laboratory, ledger: Ledger, network: str) -> None:
+    scale = laboratory.scale
+    config = scale.networks[network]
+    depends = laboratory.depends(config, range(_MODELS), matcher=identify("default"))
+    spaces: dict[str, list[Network]] = {}
+
+    def space(name: str) -> list[Network]:
+        if not spaces:
+            spaces["before"] = laboratory.networks_of(config, range(_MODELS))
+            spaces["after"] = laboratory.bench(config).merge(spaces["before"], "default").mapped
+        return spaces[name]
+
+    for name, repaired in (("before", False), ("after", False), ("after", True)):
+        for p, q in combinations(range(_MODELS), 2):
+
+            def curves(name: str = name, repaired: bool = repaired, p: int = p, q: int = q) -> dict[str, Any]:
+                networks = space(name)
+                return _curves(laboratory.bench(config), networks[p], networks[q], scale.curve_points, repaired)
+
+            about = {"network": network, "what": "curve", "space": name, "repaired": repaired, "pair": [p, q]}
+            ledger.measure(about, {**depends, "points": scale.curve_points}, curves)
+    for name in _SPACES:
+
+        def surface(name: str = name) -> dict[str, Any]:
+            bench = laboratory.bench(config)
+            size = scale.landscape_size
+            a, b, c = space(name)
+            return asdict(
+                landscape(a, b, c, lambda n: bench.score(n, bench.test, size)[1], points=scale.landscape_points)
+            )
+
+        sizes = {"points": scale.landscape_points, "size": scale.landscape_size}
+        ledger.measure({"network": network, "what": "landscape", "space": name}, {**depends, **sizes}, surface)
+
+
+def _curves(bench: Bench, a: Network, b: Network, points: int, repaired: bool) -> dict[str, list[float]]:
+    scores = []
+    for position in positions(points):
+        between = interpolate(a, b, position)
+        if repaired and 0.0 < position < 1.0:
+            between = bench.repaired(between, [a, b], [1.0 - position, position])
+        scores.append(bench.score(between, bench.test))
+    return {"position": list(positions(points)), "accuracy": [s[0] for s in scores], "loss": [s[1] for s in scores]}
+
+
+def _barrier(record: Record) -> float:
+    losses: list[float] = record.values["loss"]
+    return max(losses) - 0.5 * (losses[0] + losses[-1])
+
+
+def tables(records: Sequence[Record]) -> Iterator[Table]:
+    """Test loss barriers of the three pairs."""
+    rows = []
+    for network in _NETWORKS:
+        found = [
+            select(records, network=network, what="curve", space=space, repaired=repaired)
+            for space, repaired in (("before", False), ("after", False), ("after", True))
+        ]
+        cells = [spread([_barrier(record) for record in each]) if each else NOT_RUN for each in found]
+        rows.append((network, *cells))
+    yield Table(
+        "Test loss barrier (nats), mean ± standard deviation over the three pairs",
+        ("network", "as they come", "in the universe", "in the universe, with REPAIR"),
+        tuple(rows),
+    )
+
+
+def pictures(records: Sequence[Record]) -> Iterator[Picture]:
+    """Landscapes and curves."""
+    for network in networks(records):
+        surfaces = select(records, network=network, what="landscape")
+        figure, axes = grid(2, height=3.6)
+        top = max(max(max(row) for row in r.values["losses"]) for r in surfaces)
+        for each, record in zip(axes, surfaces, strict=True):
+            v = record.values
+            drawn = each.contourf(
+                v["x"], v["y"], v["losses"], levels=[top * step / 24 for step in range(25)], cmap="viridis"
+            )
+            for name, (x, y) in zip(_NAMES, v["corners"], strict=True):
+                each.plot(x, y, "o", color="white", markeredgecolor="black")
+                each.annotate(name, (x, y), xytext=(5, 5), textcoords="offset points", color="white")
+            each.grid(False)
+            label(
+                each, f"{network}: {_SPACES[record.about['space']]}", "distance in the plane", "distance in the plane"
+            )
+            figure.colorbar(drawn, ax=each, label="test loss (nats)")
+        yield Picture(f"{NAME}-landscape-{network}", "Test loss in the plane of three networks (Figure 3).", figure)
+        figure, axes = grid(2)
+        styles = {("before", False): ("#9aa0a6", "as they come"), ("after", False): ("#5b9bd5", "in the universe")}
+        styles["after", True] = ("#1f5fa8", "in the universe, with REPAIR")
+        for (each, quantity, factor), ((space, repaired), (colour, words)) in product(
+            ((axes[0], "accuracy", 100.0), (axes[1], "loss", 1.0)), styles.items()
+        ):
+            for number, record in enumerate(
+                select(records, network=network, what="curve", space=space, repaired=repaired)
+            ):
+                values = [factor * v for v in record.values[quantity]]
+                each.plot(
+                    record.values["position"], values, color=colour, linewidth=1, label=words if not number else None
+                )
+        label(axes[0], f"{network}: accuracy", "position between two networks", "test accuracy (%)")
+        label(axes[1], f"{network}: loss", "position between two networks", "test loss (nats)")
+        axes[1].legend(fontsize=7)
+        yield Picture(f"{NAME}-curves-{network}", "Between the pairs of three networks (Figures 6 and 10).", figure)
+
+
+def findings(records: Sequence[Record]) -> Iterator[str]:
+    """How far the barrier falls."""
+    for network in networks(records):
+        before, after = (
+            [_barrier(r) for r in select(records, network=network, what="curve", space=space, repaired=False)]
+            for space in _SPACES
+        )
+        yield (
+            f"{network}: mapping lowers the test loss barrier in "
+            f"{sum(a < b for a, b in zip(after, before, strict=True))} of {len(before)} pairs, "
+            f"on average from {sum(before) / len(before):.3f} to {sum(after) / len(after):.3f} nats."
+        )
+
+
+EXPERIMENT = Experiment(
+    name=NAME,
+    title="Linear mode connectivity in the universe",
+    source="Figures 3, 6 and 10",
+    about="Loss in the plane of three networks (seeds 0 to 2) and on the segments between them, before and after mapping.",
+    measure=measure,
+    tables=tables,
+    pictures=pictures,
+    findings=findings,
+)

@@ -1,0 +1,119 @@
+"""Cycle error (Figures 2a and 2b): a network mapped around a cycle of pairwise maps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from c2m3_fl.analysis import cycle, cycle_error, interpolate, positions
+from c2m3_fl.symmetry import Permutations
+from simulations.experiments.paper import published
+from simulations.laboratory.drawing import COLOURS, LABELS, grid, label
+from simulations.laboratory.experiment import NOT_RUN, Experiment, Picture, Table, networks, select
+from simulations.laboratory.laboratory import Bench, Laboratory, Network, identify
+from simulations.laboratory.ledger import Ledger, Record
+
+NAME = "cycle-error"
+_NAMES = "ABC"
+_NETWORKS = ("resnet20-cifar10", "vgg16-cifar10", "mlp-mnist")
+_MATCHERS: Mapping[str, str] = {"git-re-basin": "git-re-basin", "c2m3": "default"}
+
+
+def measure(laboratory: Laboratory, ledger: Ledger) -> None:
+    """The cycle from each of three networks, and the curve between the first one and its image."""
+    points = laboratory.scale.curve_points
+    for network in laboratory.chosen(_NETWORKS):
+        config = laboratory.scale.networks[network]
+        for method, matcher in _MATCHERS.items():
+
+            def values(network: str = network, method: str = method) -> dict[str, list[float]]:
+                config = laboratory.scale.networks[network]
+                bench, ends = laboratory.bench(config), laboratory.networks_of(config, range(len(_NAMES)))
+                maps = _pairwise(bench, ends) if method == "git-re-basin" else _through_universe(bench, ends)
+                errors = [cycle_error(end, maps[i:] + maps[:i], bench.spec) for i, end in enumerate(ends)]
+                image = bench.spec.apply(ends[0], cycle(maps))
+                scores = [bench.score(interpolate(ends[0], image, at), bench.test) for at in positions(points)]
+                return {
+                    "errors": errors,
+                    "position": list(positions(points)),
+                    "accuracy": [accuracy for accuracy, _ in scores],
+                    "loss": [loss for _, loss in scores],
+                }
+
+            ledger.measure(
+                {"network": network, "method": method},
+                laboratory.depends(config, range(len(_NAMES)), matcher=identify(matcher), points=points),
+                values,
+            )
+
+
+def _pairwise(bench: Bench, ends: Sequence[Network]) -> list[Permutations]:
+    """A to B, B to C and C to A, each matched on its own."""
+    following = [*ends[1:], ends[0]]
+    return [
+        bench.merge([here, there], _MATCHERS["git-re-basin"]).alignment.pairwise(1, 0)
+        for here, there in zip(ends, following, strict=True)
+    ]
+
+
+def _through_universe(bench: Bench, ends: Sequence[Network]) -> list[Permutations]:
+    """The same maps through one universe."""
+    alignment = bench.merge(ends, _MATCHERS["c2m3"]).alignment
+    return [alignment.pairwise((source + 1) % len(ends), source) for source in range(len(ends))]
+
+
+def tables(records: Sequence[Record]) -> Iterator[Table]:
+    """Errors, the paper's beside ours."""
+    rows = []
+    for network in _NETWORKS:
+        for method in _MATCHERS:
+            found = select(records, network=network, method=method)
+            ours = ", ".join(f"{error:.2f}" for error in found[0].values["errors"]) if found else NOT_RUN
+            rows.append((network, LABELS[method], ours, ", ".join(map(str, published.CYCLE_ERROR[method]))))
+    yield Table(
+        "Distance of a network from its image around the cycle, from A, from B and from C (Figure 2b)",
+        ("network", "maps", "ours", "paper (with its own networks)"),
+        tuple(rows),
+    )
+
+
+def pictures(records: Sequence[Record]) -> Iterator[Picture]:
+    """Accuracy and loss between A and its image."""
+    for network in networks(records):
+        figure, axes = grid(2)
+        for record in select(records, network=network):
+            method = str(record.about["method"])
+            for each, quantity, factor in ((axes[0], "accuracy", 100.0), (axes[1], "loss", 1.0)):
+                values = [factor * v for v in record.values[quantity]]
+                each.plot(record.values["position"], values, color=COLOURS[method], label=LABELS[method])
+        label(axes[0], f"{network}: accuracy", "position between A and its image", "test accuracy (%)")
+        label(axes[1], f"{network}: loss", "position between A and its image", "test loss (nats)")
+        axes[1].legend(fontsize=8)
+        yield Picture(f"{NAME}-{network}", "From A to its image around the cycle A, B, C, A (Figure 2a).", figure)
+
+
+def findings(records: Sequence[Record]) -> Iterator[str]:
+    """Whether C2M3's error is exactly 0 and Git Re-Basin's above."""
+    for network in networks(records):
+        errors = {
+            method: found[0].values["errors"]
+            for method in _MATCHERS
+            if (found := select(records, network=network, method=method))
+        }
+        if len(errors) == len(_MATCHERS):
+            exact = all(error == 0.0 for error in errors["c2m3"])
+            yield (
+                f"{network}: C2M3's cycle error is {'exactly 0' if exact else 'NOT 0'}; "
+                f"Git Re-Basin's is at least {min(errors['git-re-basin']):.2f}."
+            )
+
+
+EXPERIMENT = Experiment(
+    name=NAME,
+    title="Cycle error",
+    source="Figures 2a and 2b",
+    about="Network A (seed 0) is mapped to B (1), to C (2) and back to A, by pairwise maps and through the universe.",
+    measure=measure,
+    tables=tables,
+    pictures=pictures,
+    findings=findings,
+)

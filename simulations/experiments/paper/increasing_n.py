@@ -1,0 +1,131 @@
+"""Increasing n (Figure 7): the merged network as more and more networks are merged."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import product
+
+from simulations.experiments.paper import published
+from simulations.laboratory.drawing import COLOURS, LABELS, grid, label
+from simulations.laboratory.experiment import Experiment, Picture, Table, networks, percent, select
+from simulations.laboratory.laboratory import Laboratory
+from simulations.laboratory.ledger import Ledger, Record
+from simulations.laboratory.merging import METHODS, measure_endpoint, measure_merged
+
+NAME = "increasing-n"
+_STAGES = ("average", "repaired")
+
+
+def measure(laboratory: Laboratory, ledger: Ledger) -> None:
+    """Merge the networks of seeds 0 .. n - 1, for every n of the scale."""
+    for network in laboratory.chosen(tuple(laboratory.scale.many)):
+        config = laboratory.scale.networks[network]
+        numbers = laboratory.scale.many[network]
+        for n, (method, matcher) in product(numbers, METHODS.items()):
+            for seed in range(n):
+                measure_endpoint(laboratory, ledger, config, seed, network)
+            measure_merged(laboratory, ledger, config, range(n), matcher, network=network, n=n, method=method)
+
+
+def tables(records: Sequence[Record]) -> Iterator[Table]:
+    """Test accuracy by n."""
+    for network in networks(records):
+        merged = [r for r in select(records, network=network) if r.about["method"] != "endpoint"]
+        numbers = sorted({r.about["n"] for r in merged})
+        ends = [r.values["test_accuracy"] for r in select(records, network=network, method="endpoint")]
+        floor = f"above {percent(published.INCREASING_N_MLP_ACCURACY_FLOOR)}" if network == "mlp-mnist" else "a curve"
+        columns = ("n", *(f"{LABELS[m]}{r}" for m, r in product(METHODS, ("", " + REPAIR"))), "the networks", "paper")
+        rows = []
+        for n in numbers:
+            cells = []
+            for method, stage in product(METHODS, _STAGES):
+                found = select(merged, n=n, method=method)
+                cells.append(percent(found[0].values[stage]["test_accuracy"], 2) if found else "-")
+            rows.append((str(n), *cells, percent(sum(ends[:n]) / n, 2), floor))
+        yield Table(f"{network}: test accuracy of the merged network", columns, tuple(rows))
+
+
+def pictures(records: Sequence[Record]) -> Iterator[Picture]:
+    """Accuracy and loss against n, and the accuracy of the matched networks by itself."""
+    for network in networks(records):
+        figure, (whole, matched, loss) = grid(3, width=3.7)
+        merged = select(records, network=network)
+        for method, stage in product(METHODS, _STAGES):
+            for axes, quantity, factor in (
+                (whole, "test_accuracy", 100.0),
+                (matched, "test_accuracy", 100.0),
+                (loss, "test_loss", 1.0),
+            ):
+                points = sorted(
+                    (r.about["n"], factor * r.values[stage][quantity]) for r in select(merged, method=method)
+                )
+                if points and not (axes is matched and method == "naive"):
+                    axes.plot(
+                        *zip(*points, strict=True),
+                        color=COLOURS[method],
+                        linestyle="-" if stage == "repaired" else "--",
+                        marker="o",
+                        markersize=3,
+                        label=LABELS[method] + (" + REPAIR" if stage == "repaired" else ""),
+                    )
+        if network == "mlp-mnist":
+            floor = 100 * published.INCREASING_N_MLP_ACCURACY_FLOOR
+            matched.axhline(floor, color="#c0392b", linewidth=0.8, linestyle=":", label="paper: C2M3 stays above")
+            matched.legend(fontsize=7)
+        label(whole, f"{network}: accuracy", "number of networks n", "test accuracy (%)")
+        label(matched, f"{network}: accuracy when matched", "number of networks n", "test accuracy (%)")
+        label(loss, f"{network}: loss", "number of networks n", "test loss (nats)")
+        loss.legend(fontsize=7)
+        yield Picture(
+            f"{NAME}-{network}", "Merged network's test accuracy and loss as the number of networks n grows.", figure
+        )
+
+
+def findings(records: Sequence[Record]) -> Iterator[str]:
+    """Whether C2M3 is above MergeMany from n = 3, and what is left at the largest n."""
+    yield from _against_the_paper(records)
+    for network in networks(records):
+        merged = [r for r in select(records, network=network) if r.about["method"] != "endpoint"]
+        numbers = [n for n in sorted({r.about["n"] for r in merged}) if n >= 3]
+        for stage, words in (("average", "before REPAIR"), ("repaired", "after REPAIR")):
+            ours, theirs = (
+                {r.about["n"]: r.values[stage]["test_accuracy"] for r in select(merged, method=m)}
+                for m in ("c2m3", "merge-many")
+            )
+            both = [n for n in numbers if n in ours and n in theirs]
+            if not both:
+                continue
+            above = [n for n in both if ours[n] > theirs[n]]
+            gaps = [100 * (ours[n] - theirs[n]) for n in both]
+            yield (
+                f"{network}, {words}: C2M3 is above MergeMany at {len(above)} of {len(both)} values of n >= 3 "
+                f"(difference {min(gaps):+.2f} to {max(gaps):+.2f} points); at n = {both[-1]} it has "
+                f"{percent(ours[both[-1]], 2)}, MergeMany {percent(theirs[both[-1]], 2)}."
+            )
+
+
+def _against_the_paper(records: Sequence[Record]) -> Iterator[str]:
+    ours = {r.about["n"]: r.values for r in select(records, network="mlp-mnist", method="c2m3")}
+    if not ours:
+        return
+    last = max(ours)
+    floor = published.INCREASING_N_MLP_ACCURACY_FLOOR
+    ends = [r.values["test_accuracy"] for r in select(records, network="mlp-mnist", method="endpoint")][:last]
+    before, after = (ours[last][stage]["test_accuracy"] for stage in _STAGES)
+    yield (
+        f"mlp-mnist: the paper's C2M3 stays above {percent(floor)} up to n = 20. Here n = {last} has {percent(before, 2)} "
+        f"({100 * (before - floor):+.2f} points) and {percent(after, 2)} with REPAIR ({100 * (after - floor):+.2f}); the "
+        f"networks themselves have {percent(sum(ends) / len(ends))}."
+    )
+
+
+EXPERIMENT = Experiment(
+    name=NAME,
+    title="Increasing n",
+    source="Figure 7",
+    about="The networks of seeds 0 to n - 1 are merged, for growing n: by plain averaging, by MergeMany and by C2M3.",
+    measure=measure,
+    tables=tables,
+    pictures=pictures,
+    findings=findings,
+)

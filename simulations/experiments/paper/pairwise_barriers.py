@@ -1,0 +1,128 @@
+"""Barriers between two networks (Tables 2, 3 and 4): naive, Git Re-Basin, pairwise Frank-Wolfe, and the default."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from itertools import combinations
+
+from c2m3_fl.analysis import interpolate, positions
+from simulations.experiments.paper.published import PAIRWISE
+from simulations.laboratory.drawing import LABELS, grid, label
+from simulations.laboratory.experiment import NOT_RUN, Experiment, Picture, Table, networks, select, spread
+from simulations.laboratory.laboratory import Laboratory, identify, quality_values
+from simulations.laboratory.ledger import Ledger, Record
+
+NAME = "pairwise-barriers"
+_MODELS = 3
+_NETWORKS = (
+    "resnet20-cifar10",
+    "vgg16-cifar10",
+    "resnet20-cifar100",
+    "vgg16-cifar100",
+    "resnet20-bn-cifar10",
+    "mlp-mnist",
+)
+_MATCHERS: Mapping[str, str] = {
+    "naive": "identity",
+    "git-re-basin": "git-re-basin",
+    "pairwise-frank-wolfe": "pairwise-frank-wolfe",
+    "c2m3": "default",
+}
+
+
+def measure(laboratory: Laboratory, ledger: Ledger) -> None:
+    """The pairs of three networks under every matcher."""
+    points = laboratory.scale.curve_points
+    for network in laboratory.chosen(_NETWORKS):
+        config = laboratory.scale.networks[network]
+        for pair in combinations(range(_MODELS), 2):
+            for method, matcher in _MATCHERS.items():
+
+                def curve(
+                    network: str = network, pair: tuple[int, int] = pair, matcher: str = matcher
+                ) -> dict[str, list[float]]:
+                    config = laboratory.scale.networks[network]
+                    bench = laboratory.bench(config)
+                    a, b = bench.merge(laboratory.networks_of(config, pair), matcher).mapped
+                    found = [quality_values(bench.quality(interpolate(a, b, at))) for at in positions(points)]
+                    return {name: [each[name] for each in found] for name in found[0]}
+
+                ledger.measure(
+                    {"network": network, "method": method, "pair": list(pair)},
+                    laboratory.depends(config, pair, matcher=identify(matcher), points=points),
+                    curve,
+                )
+
+
+def _barrier(record: Record, split: str) -> float:
+    losses: list[float] = record.values[f"{split}_loss"]
+    return max(losses) - 0.5 * (losses[0] + losses[-1])
+
+
+def tables(records: Sequence[Record]) -> Iterator[Table]:
+    """Train and test barriers, the paper's beside ours."""
+    rows = []
+    for network in _NETWORKS:
+        for method in _MATCHERS:
+            found = select(records, network=network, method=method)
+            paper = asdict(PAIRWISE[network, method]) if (network, method) in PAIRWISE else {}
+            if not found and not paper:
+                continue
+            cells: list[str] = []
+            for split in ("train", "test"):
+                cells.append(spread([_barrier(record, split) for record in found]) if found else NOT_RUN)
+                cells.append(f"{paper[split]:.2f} ± {paper[split + '_std']:.2f}" if paper else "")
+            rows.append((network, LABELS[method] if method != "c2m3" else "default matcher", *cells))
+    yield Table(
+        "Loss barrier of two networks (nats), mean ± standard deviation over the pairs of three",
+        ("network", "matcher", "train, ours", "train, paper", "test, ours", "test, paper"),
+        tuple(rows),
+    )
+
+
+def pictures(records: Sequence[Record]) -> Iterator[Picture]:
+    """Test barriers as bars, with the paper's mark."""
+    names = networks(records)
+    if not names:
+        return
+    figure, axes = grid(len(names), width=3.2)
+    for each, network in zip(axes, names, strict=True):
+        for position, method in enumerate(_MATCHERS):
+            values = [_barrier(record, "test") for record in select(records, network=network, method=method)]
+            each.bar(position, sum(values) / max(1, len(values)), color="#5b9bd5")
+            each.scatter([position] * len(values), values, s=9, color="black", zorder=3)
+            if (network, method) in PAIRWISE:
+                each.scatter(position, PAIRWISE[network, method].test, marker="_", s=260, color="#c0392b", zorder=4)
+        label(each, network, "", "test loss barrier (nats)")
+        each.set_yscale("symlog", linthresh=0.01)
+        each.set_xticks(
+            range(len(_MATCHERS)), ["naive", "Git Re-Basin", "Frank-Wolfe", "default"], rotation=40, fontsize=8
+        )
+    yield Picture(
+        NAME, "Test loss barrier of two networks. Dots: pairs; red: the paper, with its own networks.", figure
+    )
+
+
+def findings(records: Sequence[Record]) -> Iterator[str]:
+    """Which matcher has the lowest mean barrier."""
+    for network in networks(records):
+        means = {
+            method: sum(values) / len(values)
+            for method in _MATCHERS
+            if (values := [_barrier(r, "test") for r in select(records, network=network, method=method)])
+        }
+        listed = ", ".join(f"{LABELS.get(m, m) if m != 'c2m3' else 'default'} {v:.3f}" for m, v in means.items())
+        yield f"{network}: mean test barrier in nats: {listed}."
+
+
+EXPERIMENT = Experiment(
+    name=NAME,
+    title="Barriers between two networks",
+    source="Tables 2, 3 and 4",
+    about="Loss along the segment between two matched networks, for the pairs of three networks (seeds 0 to 2).",
+    measure=measure,
+    tables=tables,
+    pictures=pictures,
+    findings=findings,
+)

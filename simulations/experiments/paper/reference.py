@@ -1,0 +1,125 @@
+"""One network as the reference (Figure 9): mapping to an arbitrary one of five, against the universe."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from c2m3_fl.averaging import average
+from c2m3_fl.symmetry import compose, invert
+from simulations.laboratory.drawing import grid, label
+from simulations.laboratory.experiment import NOT_RUN, Experiment, Picture, Table, networks, percent, select
+from simulations.laboratory.laboratory import Bench, Laboratory, Network, identify, quality_values
+from simulations.laboratory.ledger import Ledger, Record
+from simulations.laboratory.merging import merged_values
+
+NAME = "reference"
+_MODELS = 5
+_NAMES = "abcde"
+_NETWORKS = ("resnet20-cifar10", "vgg16-cifar10", "mlp-mnist")
+_MATCHER = "git-re-basin"
+_STAGES = {"average": "before REPAIR", "repaired": "after REPAIR"}
+
+
+def mapped_to(bench: Bench, networks: Sequence[Network], reference: int) -> list[Network]:
+    """Each network mapped to one of them by a pairwise matching."""
+    mapped = []
+    for number, network in enumerate(networks):
+        if number == reference:
+            mapped.append(network)
+            continue
+        # Two networks in their own universe: the map to the other one goes through it.
+        to_universe = bench.merge([networks[reference], network], _MATCHER).alignment.permutations
+        mapped.append(bench.spec.apply(network, compose(to_universe[1], invert(to_universe[0]))))
+    return mapped
+
+
+def measure(laboratory: Laboratory, ledger: Ledger) -> None:
+    """Merge five networks in the basin of each, and in the universe."""
+    for network in laboratory.chosen(_NETWORKS):
+        config = laboratory.scale.networks[network]
+        seeds = range(_MODELS)
+        for reference in range(_MODELS):
+
+            def to_reference(network: str = network, reference: int = reference) -> dict[str, object]:
+                config = laboratory.scale.networks[network]
+                bench = laboratory.bench(config)
+                mapped = mapped_to(bench, laboratory.networks_of(config, range(_MODELS)), reference)
+                merged = average(mapped)
+                return {
+                    "average": quality_values(bench.quality(merged)),
+                    "repaired": quality_values(bench.quality(bench.repaired(merged, mapped))),
+                }
+
+            ledger.measure(
+                {"network": network, "reference": _NAMES[reference]},
+                laboratory.depends(config, seeds, matcher=identify(_MATCHER)),
+                to_reference,
+            )
+
+        def in_universe(network: str = network) -> dict[str, object]:
+            config = laboratory.scale.networks[network]
+            return merged_values(laboratory.bench(config), laboratory.networks_of(config, range(_MODELS)), "default")
+
+        ledger.measure(
+            {"network": network, "reference": "universe"},
+            laboratory.depends(config, seeds, matcher=identify("default")),
+            in_universe,
+        )
+
+
+def tables(records: Sequence[Record]) -> Iterator[Table]:
+    """Accuracy by reference."""
+    rows = []
+    for network in _NETWORKS:
+        found = select(records, network=network)
+        for stage, words in _STAGES.items():
+            by_reference = {str(r.about["reference"]): percent(r.values[stage]["test_accuracy"], 2) for r in found}
+            cells = [by_reference.get(name, NOT_RUN if name == "a" else "") for name in (*_NAMES, "universe")]
+            rows.append((network, words, *cells))
+    columns = ("network", "", *(f"to {name}" for name in _NAMES), "universe (C2M3)")
+    yield Table("Test accuracy of five networks merged, by reference", columns, tuple(rows))
+
+
+def pictures(records: Sequence[Record]) -> Iterator[Picture]:
+    """Bars by reference."""
+    for network in networks(records):
+        figure, axes = grid(2)
+        for each, (stage, words) in zip(axes, _STAGES.items(), strict=True):
+            names = [*_NAMES, "universe"]
+            values = [
+                100 * select(records, network=network, reference=n)[0].values[stage]["test_accuracy"] for n in names
+            ]
+            each.bar(names, values, color=["#9aa0a6"] * _MODELS + ["#1f5fa8"])
+            label(each, f"{network}, {words}", "mapped to", "test accuracy (%)")
+            low, high = min(values), max(values)
+            each.set_ylim(max(0.0, low - 2 * (high - low) - 0.5), high + 0.5 * (high - low) + 0.2)
+        yield Picture(
+            f"{NAME}-{network}", "Five networks merged in the basin of one of them, and in the universe.", figure
+        )
+
+
+def findings(records: Sequence[Record]) -> Iterator[str]:
+    """Where the universe ranks among the references."""
+    for network in networks(records):
+        for stage, words in _STAGES.items():
+            values = [r.values[stage]["test_accuracy"] for r in select(records, network=network)]
+            references, universe = values[:-1], values[-1]
+            yield (
+                f"{network}, {words}: references range from {percent(min(references), 2)} to {percent(max(references), 2)}; "
+                f"the universe has {percent(universe, 2)}, above {sum(universe > v for v in references)} of {_MODELS}."
+            )
+
+
+EXPERIMENT = Experiment(
+    name=NAME,
+    title="One network as the reference",
+    source="Figure 9",
+    about=(
+        "Five networks (seeds 0 to 4) are mapped to one of them by Git Re-Basin's pairwise matching and averaged, for "
+        "each as the reference; beside it the universe of C2M3."
+    ),
+    measure=measure,
+    tables=tables,
+    pictures=pictures,
+    findings=findings,
+)

@@ -1,0 +1,109 @@
+"""Width (Figure 8): three ResNet20s merged, the wider the better."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from simulations.laboratory.drawing import COLOURS, grid, label
+from simulations.laboratory.experiment import NOT_RUN, Experiment, Picture, Table, networks, percent, select, spread
+from simulations.laboratory.laboratory import Laboratory, identify
+from simulations.laboratory.ledger import Ledger, Record
+from simulations.laboratory.merging import merged_values
+
+NAME = "width"
+_MODELS = 3
+_NETWORKS = ("resnet20-cifar10", "mlp-mnist")
+_STAGES = {"average": "C2M3", "repaired": "C2M3 + REPAIR"}
+
+
+def measure(laboratory: Laboratory, ledger: Ledger) -> None:
+    """Merge three networks at every width of the scale."""
+    for network in laboratory.chosen(_NETWORKS):
+        for width in laboratory.scale.widths.get(network, ()):
+            config = laboratory.scale.at_width(network, width)
+            seeds = range(_MODELS)
+
+            def values(network: str = network, width: float = width) -> dict[str, object]:
+                config = laboratory.scale.at_width(network, width)
+                bench, ends = laboratory.bench(config), laboratory.networks_of(config, range(_MODELS))
+                qualities = [bench.quality(end) for end in ends]
+                return {
+                    "endpoint_accuracy": sum(q.test_accuracy for q in qualities) / len(ends),
+                    "endpoint_loss": sum(q.test_loss for q in qualities) / len(ends),
+                    **merged_values(bench, ends, "default"),
+                }
+
+            ledger.measure(
+                {"network": network, "width": width},
+                laboratory.depends(config, seeds, matcher=identify("default")),
+                values,
+            )
+
+
+def tables(records: Sequence[Record]) -> Iterator[Table]:
+    """Accuracy and loss by width."""
+    for network in _NETWORKS:
+        found = sorted(select(records, network=network), key=lambda r: r.about["width"])
+        rows = [
+            (
+                f"{record.about['width']:g}x",
+                percent(record.values["endpoint_accuracy"]),
+                *(percent(record.values[stage]["test_accuracy"]) for stage in _STAGES),
+                *(f"{record.values[stage]['test_loss'] - record.values['endpoint_loss']:.3f}" for stage in _STAGES),
+            )
+            for record in found
+        ]
+        columns = (
+            "width",
+            "the networks",
+            *(f"{words}, test accuracy" for words in _STAGES.values()),
+            *(f"{words}, loss above the networks' (nats)" for words in _STAGES.values()),
+        )
+        yield Table(f"{network}: three networks merged", columns, tuple(rows) or ((NOT_RUN, "", "", "", "", ""),))
+
+
+def pictures(records: Sequence[Record]) -> Iterator[Picture]:
+    """Accuracy and loss against width."""
+    for network in networks(records):
+        found = sorted(select(records, network=network), key=lambda r: r.about["width"])
+        widths = [record.about["width"] for record in found]
+        figure, axes = grid(2)
+        for each, quantity, factor in ((axes[0], "accuracy", 100.0), (axes[1], "loss", 1.0)):
+            ends = [factor * record.values[f"endpoint_{quantity}"] for record in found]
+            each.plot(widths, ends, "o:", color=COLOURS["endpoint"], label="the networks themselves")
+            for stage, words in _STAGES.items():
+                values = [factor * record.values[stage][f"test_{quantity}"] for record in found]
+                line = "o-" if stage == "repaired" else "o--"
+                each.plot(widths, values, line, color=COLOURS["c2m3"], label=words)
+            each.set_xscale("log", base=2)
+            each.set_xticks(widths, [f"{width:g}x" for width in widths])
+        label(axes[0], f"{network}: accuracy", "width", "test accuracy (%)")
+        label(axes[1], f"{network}: loss", "width", "test loss (nats)")
+        axes[1].legend(fontsize=8)
+        yield Picture(f"{NAME}-{network}", "Three networks merged, by width.", figure)
+
+
+def findings(records: Sequence[Record]) -> Iterator[str]:
+    """Whether wider is better."""
+    for network in networks(records):
+        found = sorted(select(records, network=network), key=lambda r: r.about["width"])
+        lost = [
+            100 * (record.values["endpoint_accuracy"] - record.values["repaired"]["test_accuracy"]) for record in found
+        ]
+        listed = spread(lost[-1:], "{:.1f}")
+        yield (
+            f"{network}: with REPAIR, merging costs {lost[0]:.1f} points of accuracy at width "
+            f"{found[0].about['width']:g}x and {listed} at {found[-1].about['width']:g}x (paper: less the wider)."
+        )
+
+
+EXPERIMENT = Experiment(
+    name=NAME,
+    title="Width",
+    source="Figure 8",
+    about="Three networks (seeds 0 to 2) are merged at several widths, with and without REPAIR.",
+    measure=measure,
+    tables=tables,
+    pictures=pictures,
+    findings=findings,
+)

@@ -1,0 +1,1 @@
+"""What all experiments share: protocol, endpoints, ledger, drawing, report and command line."""

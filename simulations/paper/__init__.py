@@ -1,1 +1,0 @@
-"""The paper's experiments, one a module, at three scales; `python -m simulations NAME` runs them."""
