@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from c2m3_fl.activations.calibration import Batch
 from c2m3_fl.activations.errors import RepairError
 from c2m3_fl.activations.sites import Site, channel_axis, has_affine, is_candidate
+from c2m3_fl.activations.unfolding import is_matrix, weight_axis
 
 _log = logging.getLogger(__name__)
 
@@ -126,7 +127,9 @@ class Network:
                 excluded[name] = f"no correction folds into the parameters of a {type(layer).__name__}"
             if name not in excluded:
                 assert axis is not None
-                found.append(Site(name, axis, calls[name], has_affine(layer), name == last))
+                found.append(
+                    Site(name, axis, calls[name], has_affine(layer), name == last, is_matrix(layer), weight_axis(layer))
+                )
         for name, layer in layers.items():
             if is_candidate(layer) and name not in axes:
                 excluded[name] = "the forward pass does not call it"

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from c2m3_fl.activations.unfolding import is_matrix
+
 _AXES: dict[type[nn.Module], int] = {
     nn.Linear: -1,
     nn.Bilinear: -1,
@@ -56,9 +58,13 @@ class Site:
         How often one forward pass calls it. Statistics are pooled over the calls.
     affine
         Whether a correction can be folded into its parameters. If not, it is a BatchNorm of which only the running
-        statistics are recomputed.
+        statistics are recomputed, or a matrix without a bias.
     is_output
         Whether it is the last layer with parameters that the forward pass calls, such as a classifier's.
+    is_matrix
+        Whether it is a matrix that can be fitted anew (see `c2m3_fl.activations.unfolding`).
+    weight_axis
+        Axis of its weight that holds the channels.
     """
 
     name: str
@@ -66,11 +72,22 @@ class Site:
     calls: int
     affine: bool
     is_output: bool
+    is_matrix: bool = False
+    weight_axis: int = 0
+
+    @property
+    def channels(self) -> tuple[str, int]:
+        """A tensor of the state dict, and its axis, whose entries are the output's channels."""
+        if self.affine:
+            return f"{self.name}.bias".removeprefix("."), 0
+        return f"{self.name}.weight".removeprefix("."), self.weight_axis
 
 
 def is_candidate(layer: nn.Module) -> bool:
     """Whether the layer may turn out to be a site."""
-    return next(layer.children(), None) is None and (has_affine(layer) or has_running_statistics(layer))
+    return next(layer.children(), None) is None and (
+        has_affine(layer) or has_running_statistics(layer) or is_matrix(layer)
+    )
 
 
 def has_affine(layer: nn.Module) -> bool:

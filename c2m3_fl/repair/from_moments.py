@@ -33,11 +33,12 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from c2m3_fl.activations.batch_norm import batch_norm_input, batch_norm_output, set_running_statistics
 from c2m3_fl.activations.errors import RepairError
 from c2m3_fl.activations.moments import Moments, Statistics
 from c2m3_fl.activations.network import Architecture, Network, private_network
 from c2m3_fl.activations.sites import channels, has_affine, has_running_statistics
-from c2m3_fl.repair.correction import batch_norm_input, batch_norm_output, correct, set_running_statistics
+from c2m3_fl.repair.correction import correct
 
 _MANY = 1 << 53  # values of which the statistics tell no number: the unbiased variance is the biased one
 

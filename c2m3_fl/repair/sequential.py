@@ -24,26 +24,40 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, Literal, get_args
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Final, Literal, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from c2m3_fl.activations.batch_norm import batch_norm_output, set_running_statistics
 from c2m3_fl.activations.calibration import Batch, Calibration, CalibrationSet
 from c2m3_fl.activations.errors import RepairError
+from c2m3_fl.activations.lockstep import Call, Lockstep
 from c2m3_fl.activations.moments import Moments, Spread, Statistics, check_finite, goal, normalise
-from c2m3_fl.activations.network import Architecture, Hook, Network, private_network
+from c2m3_fl.activations.network import Architecture, Network, private_network
 from c2m3_fl.activations.recording import Recording, record
+from c2m3_fl.activations.rows import RowSample
 from c2m3_fl.activations.sites import Site, has_running_statistics
+from c2m3_fl.activations.unfolding import input_rows
 from c2m3_fl.device import resolve_device
 from c2m3_fl.repair.bounds import largest
-from c2m3_fl.repair.correction import batch_norm_output, correct, is_constant, set_running_statistics
+from c2m3_fl.repair.correction import correct, is_constant
+from c2m3_fl.repair.least_squares import refit, targets, wanted_rows
 
 _log = logging.getLogger(__name__)
 
-Method = Literal["repair-bounded", "repair", "repair-pooled", "recalibrate"]
+Method = Literal["repair-bounded", "repair", "repair-pooled", "recalibrate", "least-squares"]
 
-_SPREADS: dict[str, Spread] = {"repair-bounded": "mean", "repair": "mean", "repair-pooled": "pooled"}
+_SPREADS: dict[str, Spread] = {
+    "repair-bounded": "mean",
+    "repair": "mean",
+    "repair-pooled": "pooled",
+    "least-squares": "mean",
+}
+LEAST_SQUARES: Final = "least-squares"
+RIDGE = 0.01
 BOUNDED: Final = "repair-bounded"
 """The method that bounds weights."""
 
@@ -80,7 +94,9 @@ def repair(
         that are trained on, does so only as far as no channel's weights become larger than in the client where they are
         largest; `"repair-pooled"` aims at the standard
         deviation of their activations together (see `c2m3_fl.repair.goal`), better where labels are skewed;
-        `"recalibrate"` recomputes BatchNorm's running statistics and nothing else (also known as resetting them).
+        `"least-squares"` fits each linear and convolutional layer to the clients' weighted mean output (see
+        `c2m3_fl.repair.least_squares`) and treats all other layers as `"repair"`; `"recalibrate"` recomputes BatchNorm's
+        running statistics and nothing else (also known as resetting them).
     output_layer
         Whether the last layer, such as a classifier's logits, is corrected too. REPAIR's authors leave it out; where
         labels are skewed it is most of the gain.
@@ -114,7 +130,10 @@ def repair(
         recordings = []
         if method in _SPREADS:
             counted = [index for index, share in enumerate(shares) if share > 0]
-            recordings = [record(network, endpoints[index], sites, batches, f"endpoint {index}") for index in counted]
+            rows = wanted_rows(network, sites) if method == LEAST_SQUARES else {}
+            recordings = [
+                record(network, endpoints[index], sites, batches, f"endpoint {index}", rows=rows) for index in counted
+            ]
             for index, recording in zip(counted, recordings, strict=True):
                 if fault := recording.fault:
                     raise RepairError(f"endpoint {index}: {fault}")
@@ -163,100 +182,114 @@ def repair_recorded(
     RepairError
         If the merged network's activations are not finite.
     """
+    network.load(merged, "the merged network")
+    plan = _plan(
+        network,
+        recordings,
+        sites=sites,
+        batches=batches,
+        weights=weights,
+        method=method,
+        output_layer=output_layer,
+    )
+    if not plan.sites:
+        _log.warning("the module has no layer that %s could correct; the merged network stays as it is", method)
+    _Sweep(network, batches, plan).run()
+    return network.export(merged, [network.layer(site) for site in plan.sites])
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What to do at which site, in the order of the forward pass."""
+
+    sites: Sequence[Site]
+    goals: Mapping[str, Statistics]
+    bounds: Mapping[str, Tensor]
+    fits: Mapping[str, Tensor]
+    samples: Mapping[str, RowSample]
+    ridge: float
+
+
+def _plan(
+    network: Network,
+    recordings: Sequence[Recording],
+    *,
+    sites: Sequence[Site],
+    batches: Sequence[Batch],
+    weights: Sequence[float],
+    method: Method,
+    output_layer: bool,
+) -> _Plan:
+    kept = {site.name for site in sites if output_layer or not site.is_output}
     goals: dict[str, Statistics] = {}
     bounds: dict[str, Tensor] = {}
-    network.load(merged, "the merged network")
+    fits: dict[str, Tensor] = {}
+    samples: dict[str, RowSample] = {}
     if method in _SPREADS:
         goals = goal([recording.moments for recording in recordings], weights, spread=_SPREADS[method])
-        kept = {site.name for site in sites if output_layer or not site.is_output}
         goals = {name: found for name, found in goals.items() if name in kept}
-        if method == BOUNDED:
-            bounds = largest(recording.norms for recording in recordings)
-    todo = [site for site in sites if site.name in goals or has_running_statistics(network.layer(site))]
-    if not todo:
-        _log.warning("the module has no layer that %s could correct; the merged network stays as it is", method)
-    _Sweep(network, todo, goals, bounds, len(batches)).run(batches)
-    return network.export(merged, [network.layer(site) for site in todo])
-
-
-class _StopForward(BaseException):
-    """Ends a forward pass whose remainder is not needed; no layer of the user's catches it."""
+    if method == BOUNDED:
+        bounds = largest(recording.norms for recording in recordings)
+    if method == LEAST_SQUARES:
+        found = targets([recording.outputs for recording in recordings], weights)
+        fits = {name: target for name, target in found.items() if name in kept}
+        examples = sum(batch.size for batch in batches)
+        rows = wanted_rows(network, sites)
+        samples = {name: RowSample.of(rows[name], examples) for name in fits}
+    todo = [
+        site for site in sites if site.name in goals or site.name in fits or has_running_statistics(network.layer(site))
+    ]
+    return _Plan(todo, goals, bounds, fits, samples, RIDGE)
 
 
 class _Sweep:
-    """The corrections in order. The frontier is the first site that is not corrected yet."""
+    """The corrections in order."""
 
-    def __init__(
-        self,
-        network: Network,
-        sites: Sequence[Site],
-        goals: Mapping[str, Statistics],
-        bounds: Mapping[str, Tensor],
-        batches: int,
-    ) -> None:
+    def __init__(self, network: Network, batches: Sequence[Batch], plan: _Plan) -> None:
         self.network = network
-        self.sites = list(sites)
-        self.goals = goals
-        self.bounds = bounds
         self.batches = batches
-        self.position = 0
-        self.batch = 0
-        self.calls = 0
-        self.parts: list[Moments] = []
+        self.plan = plan
+        self.firsts = [0, *accumulate(batch.size for batch in batches)]
+        self.moments: list[Moments] = []
+        self.inputs: list[Tensor] = []
+        self.outputs: list[Tensor] = []
 
-    def run(self, batches: Sequence[Batch]) -> None:
-        """Correct every site.
+    def run(self) -> None:
+        """Correct every site."""
+        Lockstep(
+            self.network, self.plan.sites, self.batches, "the merged network", visit=self._visit, advance=self._advance
+        ).run()
 
-        The statistics of a site are those over all batches, so with several batches each site costs a pass up to it;
-        with a single batch one pass corrects all sites.
-        """
-        hooks = {site.name: self._hook(site) for site in self.sites}
-        with self.network.watched(hooks):
-            while self.position < len(self.sites):
-                before = self.position
-                for self.batch, batch in enumerate(batches):
-                    self.calls = 0
-                    try:
-                        self.network.forward(self.batch, batch, "the merged network")
-                    except _StopForward:
-                        continue
-                if self.position == before:  # the forward pass of the last batch did not reach the frontier
-                    self._advance()
-
-    def _hook(self, site: Site) -> Hook:
-        def hook(layer: nn.Module, args: Any, kwargs: Any, output: Tensor) -> Any:
-            if self.position == len(self.sites) or self.sites[self.position] is not site:
-                return None
-            part = self._measure(site, layer, args, kwargs, output)
+    def _visit(self, call: Call) -> None:
+        site = call.site
+        if site.name in self.plan.fits:
+            sample = self.plan.samples[site.name]
+            first, size = self.firsts[call.batch], self.batches[call.batch].size
+            rows = sample.indices(first, size, call.output.numel() // call.output.shape[site.axis])
+            self.inputs.append(input_rows(call.layer, call.input, call.output, rows))
+            self.outputs.append(sample.select(call.output, site.axis, first, size))
+        else:
+            part = Moments.of(call.input if has_running_statistics(call.layer) else call.output, site.axis)
             check_finite(part, site.name, "the merged network")
-            self.parts.append(part)
-            self.calls += 1
-            if self.calls < site.calls:
-                return None
-            if self.batch + 1 < self.batches:
-                raise _StopForward
-            self._advance()
-            if self.batches > 1 or site.calls > 1 or self.position == len(self.sites):
-                raise _StopForward
-            return layer.forward(*args, **kwargs)
+            self.moments.append(part)
 
-        return hook
-
-    def _measure(self, site: Site, layer: nn.Module, args: Any, kwargs: Any, output: Tensor) -> Moments:
-        if has_running_statistics(layer):
-            return Moments.of(args[0] if args else kwargs["input"], site.axis)
-        return Moments.of(output, site.axis)
-
-    def _advance(self) -> None:
-        site, parts = self.sites[self.position], self.parts
-        self.position, self.parts = self.position + 1, []
-        if not parts:
+    def _advance(self, site: Site) -> None:
+        layer = self.network.layer(site)
+        if self.inputs:
+            inputs, outputs, target = torch.cat(self.inputs), torch.cat(self.outputs), self.plan.fits[site.name]
+            self.inputs, self.outputs = [], []
+            if not bool(torch.isfinite(outputs).all()):
+                raise RepairError(f"the merged network: activations of the layer {site.name!r} are not finite")
+            if outputs.shape == target.shape:
+                refit(layer, inputs, outputs, target, self.plan.ridge)
             return
-        layer, moments = self.network.layer(site), Moments.pool(parts)
+        if not self.moments:
+            return
+        moments, self.moments = Moments.pool(self.moments), []
         constant = is_constant(moments)
         if has_running_statistics(layer):
             set_running_statistics(layer, moments)
             moments = batch_norm_output(layer, moments)
-        if site.name in self.goals:
+        if site.name in self.plan.goals:
             current = Statistics(moments.mean, moments.std)
-            correct(layer, current, self.goals[site.name], constant, self.bounds.get(site.name))
+            correct(layer, current, self.plan.goals[site.name], constant, self.plan.bounds.get(site.name))
