@@ -17,6 +17,9 @@ from c2m3_fl.validation import ClientError
 if TYPE_CHECKING:
     from c2m3_fl.federation.strategy import C2M3
 
+__version__ = "0.1.0"
+"""The same as in pyproject.toml, which Flower reads; a test compares them."""
+
 __all__ = [
     "C2M3",
     "Aggregation",
@@ -25,6 +28,7 @@ __all__ = [
     "PermutationSpec",
     "RepairError",
     "SpecError",
+    "__version__",
     "aggregate",
     "align",
     "align_in_groups",

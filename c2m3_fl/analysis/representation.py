@@ -2,9 +2,13 @@ r"""How similar the representations of two networks are (C2M3, appendix C.1.1)."
 
 from __future__ import annotations
 
+import copy
 import math
+from collections.abc import Mapping
+from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 
 def linear_cka(x: Tensor, y: Tensor) -> float:
@@ -37,6 +41,64 @@ def linear_cka(x: Tensor, y: Tensor) -> float:
     if norm == 0.0:
         raise ValueError("a representation that is the same for all inputs has no CKA")
     return _hsic(x, y) / math.sqrt(norm)
+
+
+def gram_matrices(
+    module: nn.Module, state_dict: Mapping[str, Tensor], inputs: Tensor, device: str | torch.device = "cpu"
+) -> dict[str, Tensor]:
+    """Inner products of the inputs' representations, layer by layer, for `gram_cka`.
+
+    Unlike representations, which for images have hundreds of thousands of features, these take inputs squared numbers.
+
+    Parameters
+    ----------
+    module
+        The network; it is copied, and evaluated in evaluation mode.
+    state_dict
+        Its weights.
+    inputs
+        One batch, ``(N, ...)``.
+    device
+        Where to evaluate.
+
+    Returns
+    -------
+    dict of str to Tensor
+        For each layer with parameters of its own whose output is a tensor of N entries, in the order of the forward pass,
+        the matrix ``(N, N)`` of the first output, centred, in float64 on the CPU.
+    """
+    network = copy.deepcopy(module).to(device).eval()
+    network.load_state_dict(dict(state_dict))
+    found: dict[str, Tensor] = {}
+
+    def watch(name: str) -> Any:
+        def hook(_layer: nn.Module, _inputs: Any, output: Any) -> None:
+            if name not in found and isinstance(output, Tensor) and output.dim() > 1 and len(output) == len(inputs):
+                centred = _centred(output.flatten(1))
+                found[name] = (centred @ centred.T).cpu()
+
+        return hook
+
+    for name, layer in network.named_modules():
+        if next(layer.parameters(recurse=False), None) is not None:
+            layer.register_forward_hook(watch(name))
+    with torch.no_grad():
+        network(inputs.to(device))
+    return found
+
+
+def gram_cka(k: Tensor, l: Tensor) -> float:  # noqa: E741  # K and L, as in the literature
+    """`linear_cka` from two centred matrices of `gram_matrices`.
+
+    Raises
+    ------
+    ValueError
+        If a representation is the same for all inputs.
+    """
+    norm = float(k.square().sum()) * float(l.square().sum())
+    if norm == 0.0:
+        raise ValueError("a representation that is the same for all inputs has no CKA")
+    return float((k * l).sum()) / math.sqrt(norm)
 
 
 def representation_distance(x: Tensor, y: Tensor) -> float:
