@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from c2m3_fl.matching.activation_matching import ActivationMatcher
+from c2m3_fl.matching.activation_matching import ActivationMatcher, RecordedActivationMatcher
 from c2m3_fl.matching.block_frank_wolfe import BlockFrankWolfe
 from c2m3_fl.matching.camps import CampMoves
 from c2m3_fl.matching.coordinate_ascent import CoordinateAscent
@@ -66,6 +66,7 @@ __all__ = [
     "MatchingProblem",
     "MergeMany",
     "PairwiseFrankWolfe",
+    "RecordedActivationMatcher",
     "ToReference",
     "UniverseMatcher",
     "resolve_matcher",

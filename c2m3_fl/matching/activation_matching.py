@@ -15,14 +15,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from c2m3_fl.activations.calibration import Batch, Calibration, CalibrationSet
+from c2m3_fl.activations.calibration import Calibration, CalibrationSet
 from c2m3_fl.activations.errors import RepairError
-from c2m3_fl.activations.network import Architecture, Hook, Network, private_network
+from c2m3_fl.activations.network import Architecture, private_network
+from c2m3_fl.activations.recording import Outputs, record
 from c2m3_fl.activations.sites import Site
 from c2m3_fl.matching.default import UniverseMatcher
 from c2m3_fl.matching.matcher import Matcher, Matching
@@ -59,7 +59,7 @@ class ActivationMatcher:
     Notes
     -----
     Activations are read where REPAIR measures them: the outputs of layers with a weight and a bias per channel
-    (`c2m3_fl.activations.sites`). Of all examples and positions 4,096 are kept, the same ones of every client.
+    (`c2m3_fl.activations.sites`). Of all examples and positions about 4,096 are kept, the same ones of every client.
 
     The objectives in the matching's iterations include the activations; `Alignment.objective` does not.
 
@@ -78,101 +78,150 @@ class ActivationMatcher:
     matcher: Matcher = field(default_factory=UniverseMatcher)
 
     def __post_init__(self) -> None:
-        if not self.share > 0:
-            raise ValueError(f"share is {self.share}; it must be positive, or infinite to leave the parameters out")
+        _check_share(self.share)
         module = self.module if isinstance(self.module, nn.Module) else self.module()
         object.__setattr__(self, "calibration", CalibrationSet.read(self.calibration, module))
 
     def match(self, problem: MatchingProblem) -> Matching:
         """Solve a matching problem."""
-        if len(problem.state_dicts) != problem.clients:
-            raise ValueError("activations can only be matched of whole clients, not of sums or parts of them")
-        clients, spec = self._extended(problem.state_dicts, problem.spec, problem.device)
-        return self.matcher.match(MatchingProblem.build(clients, spec, problem.weights, problem.device))
-
-    def _extended(
-        self, state_dicts: Sequence[Mapping[str, Tensor]], spec: PermutationSpec, device: torch.device
-    ) -> tuple[list[dict[str, Tensor]], PermutationSpec]:
-        """The clients with their activations as tensors of their own, and the spec of both."""
         assert isinstance(self.calibration, CalibrationSet)
         batches = self.calibration.batches
-        with private_network(self.module, device) as network:
-            network.load(state_dicts[0], "client 0")
-            sites = _movable(network.sites(batches[0]), spec)
-            self._check(sites, spec)
-            recorded = [_record(network, client, f"client {p}", sites, batches) for p, client in enumerate(state_dicts)]
-        clients, tensors = [dict(client) for client in state_dicts], dict(spec.tensors)
-        for site, axis in sites.items():
-            rows = torch.cat([own.pop(site.name) for own in recorded])
-            scale = self._scale(float(rows.square().sum()), axis, sites, state_dicts, spec)
-            rows = _compressed(rows * scale)
-            name = f"{site.name}.activations"
-            tensors[name] = (axis, Axis((Segment((Factor(rows.shape[1]),)),)))
-            for client, activations in zip(clients, torch.split(rows, axis.size), strict=True):
-                client[name] = activations
-        carried = spec.tensors.keys() if math.isinf(self.share) else spec.carried
-        return clients, PermutationSpec(spec.groups, tensors, frozenset(carried))
+        whole = _whole_clients(problem)
+        with private_network(self.module, problem.device) as network:
+            network.load(whole[0], "client 0")
+            sites = network.sites(batches[0])
+            rows = activation_rows(sites, problem.spec)
+            recordings = []
+            for position, client in enumerate(whole):
+                recorded = record(network, client, sites, batches, f"client {position}", rows=rows)
+                if recorded.fault:
+                    raise RepairError(f"client {position}: {recorded.fault}")
+                recordings.append(recorded.outputs)
+        return self.matcher.match(with_activations(problem, recordings, self.share))
 
-    def _check(self, sites: Mapping[Site, Axis], spec: PermutationSpec) -> None:
-        unseen = sorted(set(spec.groups).difference(*(axis.groups for axis in sites.values())))
-        if not sites or (unseen and math.isinf(self.share)):
-            raise RepairError(
-                f"no layer with a weight and a bias per channel shows the groups {', '.join(unseen)}, so their activations "
-                "cannot be matched: " + ("match by the parameters" if not sites else "give a finite share")
-            )
 
-    def _scale(
-        self,
-        squared: float,
-        axis: Axis,
-        sites: Mapping[Site, Axis],
-        state_dicts: Sequence[Mapping[str, Tensor]],
-        spec: PermutationSpec,
-    ) -> float:
-        if math.isinf(self.share) or squared == 0:
-            return 1.0
-        names = [name for name, axes in spec.tensors.items() if any(each.groups & axis.groups for each in axes)]
-        parameters = sum(
-            float(client[name].double().square().sum())
-            for client in state_dicts
-            for name in names
-            if name not in spec.carried
+@dataclass(frozen=True)
+class RecordedActivationMatcher:
+    """The same from outputs that were recorded before.
+
+    Parameters
+    ----------
+    clients
+        The clients' state dicts. A matching of others, such as averages of these, is solved without activations.
+    outputs
+        Per client its outputs, as `c2m3_fl.activations.recording.record` has kept them for `activation_rows`.
+    share, matcher
+        See `ActivationMatcher`.
+
+    Raises
+    ------
+    ValueError
+        If the share is not positive, or there are not as many recordings as clients.
+    RepairError
+        When it matches, if a group has no layer that shows it and the parameters are left out.
+    """
+
+    clients: Sequence[Mapping[str, Tensor]] = field(repr=False)
+    outputs: Sequence[Mapping[str, Outputs]] = field(repr=False)
+    share: float = 0.1
+    matcher: Matcher = field(default_factory=UniverseMatcher)
+
+    def __post_init__(self) -> None:
+        _check_share(self.share)
+        if len(self.clients) != len(self.outputs):
+            raise ValueError(f"{len(self.outputs)} recording(s) of {len(self.clients)} client(s)")
+
+    def match(self, problem: MatchingProblem) -> Matching:
+        """Solve a matching problem."""
+        known = {id(client): own for client, own in zip(self.clients, self.outputs, strict=True)}
+        outputs = [known.get(id(client)) for client in problem.state_dicts]
+        found = [own for own in outputs if own is not None]
+        if len(found) < problem.clients:
+            return self.matcher.match(problem)
+        return self.matcher.match(with_activations(problem, found, self.share))
+
+
+def activation_rows(sites: Sequence[Site], spec: PermutationSpec) -> dict[str, int]:
+    """Per site whose channels some group moves how many rows of its output activation matching takes."""
+    return {site.name: _SAMPLES for site in sites if site.affine and _axis(spec, *site.channels).groups}
+
+
+def with_activations(
+    problem: MatchingProblem, outputs: Sequence[Mapping[str, Outputs]], share: float
+) -> MatchingProblem:
+    """A matching problem whose clients have their activations as tensors of their own.
+
+    Parameters
+    ----------
+    problem
+        Of whole clients.
+    outputs
+        Per client, in the problem's order, its outputs at some sites. Those that no group moves are not needed.
+    share
+        See `ActivationMatcher`.
+
+    Raises
+    ------
+    ValueError
+        If the problem is of sums or parts of clients.
+    RepairError
+        If no site shows a group; or not every group is shown, and the parameters are left out.
+    """
+    spec, whole = problem.spec, _whole_clients(problem)
+    axes = {site: _axis(spec, own.tensor, own.axis) for site, own in outputs[0].items()}
+    axes = {site: axis for site, axis in axes.items() if axis.groups}
+    _check(axes, spec, share)
+    clients, tensors = [dict(client) for client in whole], dict(spec.tensors)
+    for site, axis in axes.items():
+        rows = torch.cat([_standardised(own[site].values.T) for own in outputs])
+        rows = _compressed(rows * _scale(float(rows.square().sum()), site, axes, problem, share))
+        name = f"{site}.activations"
+        tensors[name] = (axis, Axis((Segment((Factor(rows.shape[1]),)),)))
+        for client, activations in zip(clients, torch.split(rows, axis.size), strict=True):
+            client[name] = activations
+    carried = spec.tensors.keys() if math.isinf(share) else spec.carried
+    extended = PermutationSpec(spec.groups, tensors, frozenset(carried))
+    return MatchingProblem.build(clients, extended, problem.weights, problem.device)
+
+
+def _whole_clients(problem: MatchingProblem) -> tuple[Mapping[str, Tensor], ...]:
+    if len(problem.state_dicts) != problem.clients:
+        raise ValueError("activations can only be matched of whole clients, not of sums or parts of them")
+    return problem.state_dicts
+
+
+def _check_share(share: float) -> None:
+    if not share > 0:
+        raise ValueError(f"share is {share}; it must be positive, or infinite to leave the parameters out")
+
+
+def _check(axes: Mapping[str, Axis], spec: PermutationSpec, share: float) -> None:
+    unseen = sorted(set(spec.groups).difference(*(axis.groups for axis in axes.values())))
+    if not axes or (unseen and math.isinf(share)):
+        raise RepairError(
+            f"no layer with a weight and a bias per channel shows the groups {', '.join(unseen)}, so their activations "
+            "cannot be matched: " + ("match by the parameters" if not axes else "give a finite share")
         )
-        rivals = sum(bool(other.groups & axis.groups) for other in sites.values())
-        return math.sqrt(self.share * parameters / squared / rivals)
 
 
-def _movable(sites: Sequence[Site], spec: PermutationSpec) -> dict[Site, Axis]:
-    """The sites whose channels some group moves, each with the axis of its channels."""
-    axes = {site: spec.tensors[f"{site.name}.bias".removeprefix(".")][0] for site in sites if site.affine}
-    return {site: axis for site, axis in axes.items() if axis.groups}
+def _axis(spec: PermutationSpec, tensor: str, axis: int) -> Axis:
+    return spec.tensors[tensor][axis]
 
 
-def _record(
-    network: Network, state_dict: Mapping[str, Tensor], what: str, sites: Mapping[Site, Axis], batches: Sequence[Batch]
-) -> dict[str, Tensor]:
-    """Per site the activations, ``(channels, samples)``, every channel centred and scaled to norm 1."""
-    parts: dict[str, list[Tensor]] = {site.name: [] for site in sites}
-    examples = sum(batch.size for batch in batches)
-    kept = 0
-
-    def watch(site: Site) -> Hook:
-        def hook(layer: object, args: object, kwargs: object, output: Any) -> None:
-            rows = output.movedim(site.axis, -1).flatten(0, -2).float()
-            if not bool(torch.isfinite(rows).all()):
-                raise RepairError(f"{what}: activations of the layer {site.name!r} are not finite")
-            generator = torch.Generator().manual_seed(len(parts[site.name]))
-            chosen = torch.randperm(len(rows), generator=generator)[:kept]
-            parts[site.name].append(rows[chosen.to(rows.device)])
-
-        return hook
-
-    network.load(state_dict, what)
-    with network.watched({site.name: watch(site) for site in sites}):
-        for index, batch in enumerate(batches):
-            kept = -(-_SAMPLES * batch.size // examples)
-            network.forward(index, batch, what)
-    return {name: _standardised(torch.cat(rows).T) for name, rows in parts.items()}
+def _scale(squared: float, site: str, axes: Mapping[str, Axis], problem: MatchingProblem, share: float) -> float:
+    """By what to multiply a site's activations, so that those of its groups have their share."""
+    if math.isinf(share) or squared == 0:
+        return 1.0
+    spec, groups = problem.spec, axes[site].groups
+    names = [name for name, each in spec.tensors.items() if any(axis.groups & groups for axis in each)]
+    parameters = sum(
+        float(client[name].double().square().sum())
+        for client in problem.state_dicts
+        for name in names
+        if name not in spec.carried
+    )
+    rivals = sum(bool(other.groups & groups) for other in axes.values())
+    return math.sqrt(share * parameters / squared / rivals)
 
 
 def _standardised(values: Tensor) -> Tensor:

@@ -11,7 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from c2m3_fl import PermutationSpec, RepairError, aggregate, align, align_in_groups
-from c2m3_fl.matching import ActivationMatcher
+from c2m3_fl.activations.calibration import CalibrationSet
+from c2m3_fl.activations.network import private_network
+from c2m3_fl.activations.recording import record
+from c2m3_fl.matching import ActivationMatcher, RecordedActivationMatcher
+from c2m3_fl.matching.activation_matching import activation_rows
 from c2m3_fl.symmetry import compose
 from tests.cases import build_problem
 from tests.repair.networks import NETWORKS, State, client, inputs
@@ -180,3 +184,30 @@ def test_sums_of_clients_have_no_activations() -> None:
     problem = replace(build_problem(spec, state_dicts), state_dicts=())
     with pytest.raises(ValueError, match="whole clients"):
         ActivationMatcher(module, inputs()).match(problem)
+
+
+def test_recorded_outputs_give_the_same_maps_as_passes_of_its_own() -> None:
+    module = NETWORKS["resnet-layernorm"]()
+    spec = PermutationSpec.from_module(module, inputs(2), prove=False)
+    clients = [client(NETWORKS["resnet-layernorm"], seed) for seed in range(3)]
+    with private_network(module, torch.device("cpu")) as network:
+        batches = CalibrationSet.read(list(inputs().split(7)), module).batches
+        sites = network.sites(batches[0])
+        rows = activation_rows(sites, spec)
+        outputs = [record(network, each, sites, batches, "a client", rows=rows).outputs for each in clients]
+    own = align(clients, spec, matcher=ActivationMatcher(module, inputs(), math.inf), device="cpu")
+    given = align(clients, spec, matcher=RecordedActivationMatcher(clients, outputs, math.inf), device="cpu")
+    for p in range(3):
+        assert all(torch.equal(own.permutations[p][group], given.permutations[p][group]) for group in spec.groups)
+    # the parameters alone say something else, and are what is left for clients that were not recorded
+    plain = align(clients, spec, device="cpu")
+    assert any(not torch.equal(plain.permutations[p][g], own.permutations[p][g]) for p in range(3) for g in spec.groups)
+    unknown = align([dict(each) for each in clients], spec, matcher=RecordedActivationMatcher(clients, outputs))
+    assert all(torch.equal(plain.permutations[p][g], unknown.permutations[p][g]) for p in range(3) for g in spec.groups)
+
+
+def test_recordings_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"1 recording\(s\) of 2 client\(s\)"):
+        RecordedActivationMatcher([{}, {}], [{}])
+    with pytest.raises(ValueError, match="share is 0"):
+        RecordedActivationMatcher([], [], 0)
