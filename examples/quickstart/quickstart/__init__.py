@@ -1,0 +1,1 @@
+"""Flower's PyTorch template with C2M3."""

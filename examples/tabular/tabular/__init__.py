@@ -1,0 +1,1 @@
+"""Hospitals with tables, aligned and averaged."""
