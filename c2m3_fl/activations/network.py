@@ -14,8 +14,7 @@ from torch import Tensor, nn
 
 from c2m3_fl.activations.calibration import Batch
 from c2m3_fl.activations.errors import RepairError
-from c2m3_fl.activations.sites import Site, channel_axis, has_affine, is_candidate
-from c2m3_fl.activations.unfolding import is_matrix, weight_axis
+from c2m3_fl.activations.sites import Site, channel_axis, has_running_statistics, is_candidate
 
 _log = logging.getLogger(__name__)
 
@@ -103,6 +102,8 @@ class Network:
         layers |= {n: m for n, m in self.module.named_modules() if is_candidate(m)}
         axes: dict[str, int | None] = {}
         calls: Counter[str] = Counter()
+        outputs: dict[int, tuple[str, Any]] = {}  # they are kept, for no other tensor to get their place
+        normalised: set[str] = set()
         last = ""
 
         def watch(name: str) -> Hook:
@@ -110,6 +111,9 @@ class Network:
                 nonlocal last
                 last = name
                 calls[name] += 1
+                outputs[id(output)] = name, output
+                if has_running_statistics(layer) and args and id(args[0]) in outputs:
+                    normalised.add(outputs[id(args[0])][0])
                 if calls[name] == 1:
                     axes[name] = channel_axis(layer, args, kwargs, output) if is_candidate(layer) else None
 
@@ -128,7 +132,7 @@ class Network:
             if name not in excluded:
                 assert axis is not None
                 found.append(
-                    Site(name, axis, calls[name], has_affine(layer), name == last, is_matrix(layer), weight_axis(layer))
+                    Site.of(name, layer, axis, calls[name], is_output=name == last, normalised=name in normalised)
                 )
         for name, layer in layers.items():
             if is_candidate(layer) and name not in axes:

@@ -31,13 +31,12 @@ class Outputs:
     ----------
     values
         Shape ``(rows, channels)``: in every network the same rows, float32 (float64 where the network is).
-    tensor, axis
+    channels
         The tensor of the state dict, and its axis, whose entries are the channels.
     """
 
     values: Tensor
-    tensor: str
-    axis: int
+    channels: tuple[str, int]
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ class Recording:
     moments
         Per affine site the moments of its output, in the order of the forward pass.
     norms
-        Per affine site the norm of each channel's weights, shape ``(channels,)``, float64.
+        Per affine or sampled site the norm of each channel's weights, shape ``(channels,)``, float64.
     predictions
         Per batch what was read from the output; empty if nothing was to be read.
     outputs
@@ -77,16 +76,18 @@ class Recording:
     def mapped(self, spec: PermutationSpec, permutations: Permutations) -> Recording:
         """The recording of the same network with its neurons reordered: its predictions are the same."""
         moments, norms, outputs = dict(self.moments), dict(self.norms), dict(self.outputs)
-        for site, found in self.moments.items():
-            index = spec.tensors[f"{site}.bias".removeprefix(".")][0].index(permutations)
-            if index is not None:
-                place = index.to(found.mean.device)
+        for site in self.norms:
+            tensor, axis = self.outputs[site].channels if site in outputs else (f"{site}.bias".removeprefix("."), 0)
+            index = spec.tensors[tensor][axis].index(permutations)
+            if index is None:
+                continue
+            place = index.to(norms[site].device)
+            norms[site] = norms[site][place]
+            if site in moments:
+                found = moments[site]
                 moments[site] = Moments(found.count, found.mean[place], found.variance[place])
-                norms[site] = self.norms[site][place]
-        for site, sample in self.outputs.items():
-            index = spec.tensors[sample.tensor][sample.axis].index(permutations)
-            if index is not None:
-                outputs[site] = replace(sample, values=sample.values[:, index.to(sample.values.device)])
+            if site in outputs:
+                outputs[site] = replace(outputs[site], values=outputs[site].values[:, place])
         return replace(self, moments=moments, norms=norms, outputs=outputs)
 
 
@@ -127,7 +128,7 @@ class _Keeper:
         kept = {}
         for site in self.sites:
             if found := [rows for each in self.rows for rows in each.get(site.name, ())]:
-                kept[site.name] = Outputs(torch.cat(found), *site.channels)
+                kept[site.name] = Outputs(torch.cat(found), site.channels)
         return kept
 
 
@@ -186,5 +187,6 @@ def record(
     passes = Lockstep(network, normalised, batches, what, visit=visit, advance=advance, begin=keeper.begin)
     predictions = passes.run(keeper.hooks(passes), read or (lambda output: None))
     moments = keeper.moments()
-    norms = {name: channel_norms(network.module.get_submodule(name)) for name in moments}
-    return Recording(moments, norms, () if read is None else predictions, keeper.outputs())
+    outputs = keeper.outputs()
+    norms = {name: channel_norms(network.module.get_submodule(name)) for name in {**moments, **outputs}}
+    return Recording(moments, norms, () if read is None else predictions, outputs)

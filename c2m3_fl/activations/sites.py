@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from c2m3_fl.activations.unfolding import is_matrix
+from c2m3_fl.activations.unfolding import is_matrix, weight_axis
 
 _AXES: dict[type[nn.Module], int] = {
     nn.Linear: -1,
@@ -63,8 +63,10 @@ class Site:
         Whether it is the last layer with parameters that the forward pass calls, such as a classifier's.
     is_matrix
         Whether it is a matrix that can be fitted anew (see `c2m3_fl.activations.unfolding`).
-    weight_axis
-        Axis of its weight that holds the channels.
+    normalised
+        Whether a BatchNorm takes its output, which undoes any scale that a channel has.
+    channels
+        A tensor of the state dict, and its axis, whose entries are the output's channels.
     """
 
     name: str
@@ -72,15 +74,19 @@ class Site:
     calls: int
     affine: bool
     is_output: bool
-    is_matrix: bool = False
-    weight_axis: int = 0
+    is_matrix: bool
+    normalised: bool
+    channels: tuple[str, int]
 
-    @property
-    def channels(self) -> tuple[str, int]:
-        """A tensor of the state dict, and its axis, whose entries are the output's channels."""
-        if self.affine:
-            return f"{self.name}.bias".removeprefix("."), 0
-        return f"{self.name}.weight".removeprefix("."), self.weight_axis
+    @classmethod
+    def of(
+        cls, name: str, layer: nn.Module, axis: int, calls: int, *, is_output: bool = False, normalised: bool = False
+    ) -> Site:
+        """The site that a layer is."""
+        affine = has_affine(layer)
+        tensor = f"{name}.{'bias' if affine else 'weight'}".removeprefix(".")
+        channels = tensor, 0 if affine else weight_axis(layer)
+        return cls(name, axis, calls, affine, is_output, is_matrix(layer), normalised, channels)
 
 
 def is_candidate(layer: nn.Module) -> bool:

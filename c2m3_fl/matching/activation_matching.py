@@ -143,7 +143,7 @@ class RecordedActivationMatcher:
 
 def activation_rows(sites: Sequence[Site], spec: PermutationSpec) -> dict[str, int]:
     """Per site whose channels some group moves how many rows of its output activation matching takes."""
-    return {site.name: _SAMPLES for site in sites if site.affine and _axis(spec, *site.channels).groups}
+    return {site.name: _SAMPLES for site in sites if site.affine and _axis(spec, site.channels).groups}
 
 
 def with_activations(
@@ -168,7 +168,7 @@ def with_activations(
         If no site shows a group; or not every group is shown, and the parameters are left out.
     """
     spec, whole = problem.spec, _whole_clients(problem)
-    axes = {site: _axis(spec, own.tensor, own.axis) for site, own in outputs[0].items()}
+    axes = {site: _axis(spec, own.channels) for site, own in outputs[0].items()}
     axes = {site: axis for site, axis in axes.items() if axis.groups}
     _check(axes, spec, share)
     clients, tensors = [dict(client) for client in whole], dict(spec.tensors)
@@ -204,7 +204,8 @@ def _check(axes: Mapping[str, Axis], spec: PermutationSpec, share: float) -> Non
         )
 
 
-def _axis(spec: PermutationSpec, tensor: str, axis: int) -> Axis:
+def _axis(spec: PermutationSpec, channels: tuple[str, int]) -> Axis:
+    tensor, axis = channels
     return spec.tensors[tensor][axis]
 
 

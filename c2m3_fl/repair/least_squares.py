@@ -20,11 +20,11 @@ from torch import Tensor, nn
 
 from c2m3_fl.activations.network import Network
 from c2m3_fl.activations.recording import Outputs
-from c2m3_fl.activations.sites import Site
+from c2m3_fl.activations.sites import Site, channel_norms
 from c2m3_fl.activations.unfolding import fan_in, set_weight_matrices, weight_matrices
 
-LEAST_ROWS = 4096
-ROWS_PER_INPUT = 4
+LEAST_ROWS = 8192
+ROWS_PER_INPUT = 8
 
 _CHUNK = 1024
 """Rows whose products are summed in single precision; their sums are in double."""
@@ -134,3 +134,14 @@ def refit(layer: nn.Module, inputs: Tensor, outputs: Tensor, target: Tensor, rid
     if isinstance(bias, Tensor):
         with torch.no_grad():
             bias.copy_(bias.double() + shift.flatten())
+
+
+def rescale(layer: nn.Module, norms: Tensor) -> None:
+    """Scale each channel's weights to a norm, shape ``(channels,)``, and its bias with them, in place."""
+    found = channel_norms(layer)
+    scale = torch.where(found > 0, norms.to(found.device) / torch.where(found > 0, found, 1.0), 1.0)
+    matrices, bias = weight_matrices(layer), layer.bias
+    set_weight_matrices(layer, matrices.double() * scale.view(*matrices.shape[:2], 1))
+    if isinstance(bias, Tensor):
+        with torch.no_grad():
+            bias.copy_(bias.double() * scale)

@@ -13,6 +13,9 @@ The sites are corrected in the order of the forward pass, each before its output
 exact: afterwards every corrected site has its goal on the calibration set, to 1e-4 of its standard deviation in
 float32.
 
+BatchNorm's running statistics lag behind in clients that trained for a few steps, and then say nothing about their
+networks. So the clients, too, are measured with the statistics of the calibration set in their place.
+
 If the network is trained on, over many rounds of federated learning, an exact repair is too much of a good thing. It
 restores spread by larger weights; clients train on from there, their spread grows, the next repair aims at that. MNIST,
 ten clients, Dirichlet(0.3), learning rate 0.05 with momentum 0.9: the global network's norm went from 16 to 47 in four
@@ -24,42 +27,29 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import accumulate
-from typing import Final, Literal, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from c2m3_fl.activations.batch_norm import batch_norm_output, set_running_statistics
 from c2m3_fl.activations.calibration import Batch, Calibration, CalibrationSet
 from c2m3_fl.activations.errors import RepairError
 from c2m3_fl.activations.lockstep import Call, Lockstep
-from c2m3_fl.activations.moments import Moments, Spread, Statistics, check_finite, goal, normalise
+from c2m3_fl.activations.moments import Moments, Statistics, check_finite, normalise
 from c2m3_fl.activations.network import Architecture, Network, private_network
 from c2m3_fl.activations.recording import Recording, record
-from c2m3_fl.activations.rows import RowSample
 from c2m3_fl.activations.sites import Site, has_running_statistics
 from c2m3_fl.activations.unfolding import input_rows
 from c2m3_fl.device import resolve_device
-from c2m3_fl.repair.bounds import largest
 from c2m3_fl.repair.correction import correct, is_constant
-from c2m3_fl.repair.least_squares import refit, targets, wanted_rows
+from c2m3_fl.repair.least_squares import refit, rescale
+from c2m3_fl.repair.methods import BOUNDED, Method, treatment
+from c2m3_fl.repair.plan import Plan, plan, recorded_rows
+
+__all__ = ["BOUNDED", "Method", "repair", "repair_recorded"]
 
 _log = logging.getLogger(__name__)
-
-Method = Literal["repair-bounded", "repair", "repair-pooled", "recalibrate", "least-squares"]
-
-_SPREADS: dict[str, Spread] = {
-    "repair-bounded": "mean",
-    "repair": "mean",
-    "repair-pooled": "pooled",
-    "least-squares": "mean",
-}
-LEAST_SQUARES: Final = "least-squares"
-RIDGE = 0.01
-BOUNDED: Final = "repair-bounded"
-"""The method that bounds weights."""
 
 
 def repair(
@@ -92,11 +82,12 @@ def repair(
     method
         `"repair"` aims at the mean of the clients' standard deviations, as the paper; `"repair-bounded"`, for networks
         that are trained on, does so only as far as no channel's weights become larger than in the client where they are
-        largest; `"repair-pooled"` aims at the standard
-        deviation of their activations together (see `c2m3_fl.repair.goal`), better where labels are skewed;
+        largest; `"repair-pooled"` aims at the standard deviation of their activations together (see
+        `c2m3_fl.repair.goal`), better where labels are skewed;
         `"least-squares"` fits each linear and convolutional layer to the clients' weighted mean output (see
-        `c2m3_fl.repair.least_squares`) and treats all other layers as `"repair"`; `"recalibrate"` recomputes BatchNorm's
-        running statistics and nothing else (also known as resetting them).
+        `c2m3_fl.repair.least_squares`) and treats all other layers as `"repair"`; `"least-squares-bounded"`, for networks
+        that are trained on, stays closer to the average, and treats all other layers as `"repair-bounded"`;
+        `"recalibrate"` recomputes BatchNorm's running statistics and nothing else (also known as resetting them).
     output_layer
         Whether the last layer, such as a classifier's logits, is corrected too. REPAIR's authors leave it out; where
         labels are skewed it is most of the gain.
@@ -118,8 +109,7 @@ def repair(
     A layer that one forward pass calls several times is corrected once, by statistics pooled over the calls: exact
     unless a later call's input depends on an earlier call's output.
     """
-    if method not in get_args(Method):
-        raise RepairError(f"unknown method {method!r}; use one of {', '.join(map(repr, get_args(Method)))}")
+    how = treatment(method)
     shares = normalise(weights, len(endpoints))
     with private_network(module, resolve_device(device)) as network:
         batches = CalibrationSet.read(calibration, network.module).batches
@@ -128,11 +118,12 @@ def repair(
         network.load(merged, "the merged network")
         sites = network.sites(batches[0])
         recordings = []
-        if method in _SPREADS:
+        if how.spread is not None:
             counted = [index for index, share in enumerate(shares) if share > 0]
-            rows = wanted_rows(network, sites) if method == LEAST_SQUARES else {}
+            rows = recorded_rows(network, sites, how)
             recordings = [
-                record(network, endpoints[index], sites, batches, f"endpoint {index}", rows=rows) for index in counted
+                record(network, endpoints[index], sites, batches, f"endpoint {index}", rows=rows, recalibrate=True)
+                for index in counted
             ]
             for index, recording in zip(counted, recordings, strict=True):
                 if fault := recording.fault:
@@ -183,69 +174,25 @@ def repair_recorded(
         If the merged network's activations are not finite.
     """
     network.load(merged, "the merged network")
-    plan = _plan(
+    todo = plan(
         network,
         recordings,
-        sites=sites,
-        batches=batches,
+        sites,
+        sum(batch.size for batch in batches),
         weights=weights,
-        method=method,
+        how=treatment(method),
         output_layer=output_layer,
     )
-    if not plan.sites:
+    if not todo.sites:
         _log.warning("the module has no layer that %s could correct; the merged network stays as it is", method)
-    _Sweep(network, batches, plan).run()
-    return network.export(merged, [network.layer(site) for site in plan.sites])
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """What to do at which site, in the order of the forward pass."""
-
-    sites: Sequence[Site]
-    goals: Mapping[str, Statistics]
-    bounds: Mapping[str, Tensor]
-    fits: Mapping[str, Tensor]
-    samples: Mapping[str, RowSample]
-    ridge: float
-
-
-def _plan(
-    network: Network,
-    recordings: Sequence[Recording],
-    *,
-    sites: Sequence[Site],
-    batches: Sequence[Batch],
-    weights: Sequence[float],
-    method: Method,
-    output_layer: bool,
-) -> _Plan:
-    kept = {site.name for site in sites if output_layer or not site.is_output}
-    goals: dict[str, Statistics] = {}
-    bounds: dict[str, Tensor] = {}
-    fits: dict[str, Tensor] = {}
-    samples: dict[str, RowSample] = {}
-    if method in _SPREADS:
-        goals = goal([recording.moments for recording in recordings], weights, spread=_SPREADS[method])
-        goals = {name: found for name, found in goals.items() if name in kept}
-    if method == BOUNDED:
-        bounds = largest(recording.norms for recording in recordings)
-    if method == LEAST_SQUARES:
-        found = targets([recording.outputs for recording in recordings], weights)
-        fits = {name: target for name, target in found.items() if name in kept}
-        examples = sum(batch.size for batch in batches)
-        rows = wanted_rows(network, sites)
-        samples = {name: RowSample.of(rows[name], examples) for name in fits}
-    todo = [
-        site for site in sites if site.name in goals or site.name in fits or has_running_statistics(network.layer(site))
-    ]
-    return _Plan(todo, goals, bounds, fits, samples, RIDGE)
+    _Sweep(network, batches, todo).run()
+    return network.export(merged, [network.layer(site) for site in todo.sites])
 
 
 class _Sweep:
     """The corrections in order."""
 
-    def __init__(self, network: Network, batches: Sequence[Batch], plan: _Plan) -> None:
+    def __init__(self, network: Network, batches: Sequence[Batch], plan: Plan) -> None:
         self.network = network
         self.batches = batches
         self.plan = plan
@@ -263,7 +210,7 @@ class _Sweep:
     def _visit(self, call: Call) -> None:
         site = call.site
         if site.name in self.plan.fits:
-            sample = self.plan.samples[site.name]
+            sample = self.plan.fits[site.name].sample
             first, size = self.firsts[call.batch], self.batches[call.batch].size
             rows = sample.indices(first, size, call.output.numel() // call.output.shape[site.axis])
             self.inputs.append(input_rows(call.layer, call.input, call.output, rows))
@@ -276,15 +223,23 @@ class _Sweep:
     def _advance(self, site: Site) -> None:
         layer = self.network.layer(site)
         if self.inputs:
-            inputs, outputs, target = torch.cat(self.inputs), torch.cat(self.outputs), self.plan.fits[site.name]
-            self.inputs, self.outputs = [], []
-            if not bool(torch.isfinite(outputs).all()):
-                raise RepairError(f"the merged network: activations of the layer {site.name!r} are not finite")
-            if outputs.shape == target.shape:
-                refit(layer, inputs, outputs, target, self.plan.ridge)
+            self._fit(site, layer)
+        elif self.moments:
+            self._correct(site, layer)
+
+    def _fit(self, site: Site, layer: nn.Module) -> None:
+        inputs, outputs, wanted = torch.cat(self.inputs), torch.cat(self.outputs), self.plan.fits[site.name]
+        self.inputs, self.outputs = [], []
+        if not bool(torch.isfinite(outputs).all()):
+            raise RepairError(f"the merged network: activations of the layer {site.name!r} are not finite")
+        if outputs.shape != wanted.target.shape:
+            _log.warning("the layer %r stays as it is: the merged network has other rows there", site.name)
             return
-        if not self.moments:
-            return
+        refit(layer, inputs, outputs, wanted.target, self.plan.ridge)
+        if wanted.norms is not None:
+            rescale(layer, wanted.norms)
+
+    def _correct(self, site: Site, layer: nn.Module) -> None:
         moments, self.moments = Moments.pool(self.moments), []
         constant = is_constant(moments)
         if has_running_statistics(layer):

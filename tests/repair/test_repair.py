@@ -26,6 +26,11 @@ def clients_of(name: str, seed: int = 0) -> list[State]:
     return [client(NETWORKS[name], 10 * seed + index) for index in range(3)]
 
 
+def recalibrated(name: str, state: State, x: Tensor) -> State:
+    """A client as it is measured: BatchNorm by the statistics of the calibration set."""
+    return repair(NETWORKS[name], state, [state], x, method="recalibrate", device="cpu")
+
+
 def observe(name: str, state: State, x: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
     """Mean and standard deviation per channel of every layer with a weight and a bias, measured by plain means."""
     module = NETWORKS[name]().double().eval()
@@ -64,7 +69,8 @@ def test_every_site_has_the_weighted_means_of_the_clients(name: str, seed: int, 
         NETWORKS[name], average(states, WEIGHTS), states, x, weights=WEIGHTS, output_layer=True, device=device
     )
     shares = torch.tensor(WEIGHTS) / sum(WEIGHTS)
-    observed, got = [observe(name, state, x) for state in states], observe(name, repaired, x)
+    observed = [observe(name, recalibrated(name, state, x), x) for state in states]
+    got = observe(name, repaired, x)
     before = observe(name, average(states, WEIGHTS), x)
     assert got
     off = 0.0
@@ -114,6 +120,7 @@ def test_other_precisions_keep_their_dtype(dtype: torch.dtype) -> None:
 def test_equal_endpoints_change_nothing(name: str) -> None:
     state, x = client(NETWORKS[name], 3), inputs()
     repaired = repair(NETWORKS[name], state, [state] * 3, x, weights=[1, 2, 3], output_layer=True, device="cpu")
+    state = recalibrated(name, state, x)
     module = NETWORKS[name]().eval()
     module.load_state_dict(state)
     with torch.no_grad():
@@ -181,7 +188,7 @@ def test_bounded_weights_are_no_larger_than_a_clients_and_the_means_are_right(na
     assert all(bool((found[site] <= limits[site] * (1 + 1e-6)).all()) for site in limits)
     if any(bool((values > limits[site] * (1 + 1e-3)).any()) for site, values in norms(name, free).items()):
         assert not same(bounded, free)
-    got, goals = observe(name, bounded, x), [observe(name, state, x) for state in states]
+    got, goals = observe(name, bounded, x), [observe(name, recalibrated(name, state, x), x) for state in states]
     for layer, (mean, _) in got.items():
         means, stds = (torch.stack([g[layer][i] for g in goals]) for i in range(2))
         shares = torch.tensor(WEIGHTS, dtype=torch.float64)[:, None] / sum(WEIGHTS)
