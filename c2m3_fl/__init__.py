@@ -10,9 +10,9 @@ from c2m3_fl.activations import RepairError
 from c2m3_fl.aggregation import Aggregation, aggregate
 from c2m3_fl.alignment import Alignment, align
 from c2m3_fl.averaging import average
+from c2m3_fl.errors import ClientError, OptionError
 from c2m3_fl.hierarchy import align_in_groups
 from c2m3_fl.symmetry import PermutationSpec, SpecError
-from c2m3_fl.validation import ClientError
 
 if TYPE_CHECKING:
     from c2m3_fl.federation.strategy import C2M3
@@ -25,6 +25,7 @@ __all__ = [
     "Aggregation",
     "Alignment",
     "ClientError",
+    "OptionError",
     "PermutationSpec",
     "RepairError",
     "SpecError",

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import overload
 
 import torch
 from torch import Tensor
 
-from c2m3_fl.averaging import average
+from c2m3_fl.averaging import average_clients
 from c2m3_fl.device import resolve_device
 from c2m3_fl.matching import Identity, Iteration, Matcher, resolve_matcher
 from c2m3_fl.matching.problem import MatchingProblem, as_client_maps
+from c2m3_fl.round import Clients, StateDict
 from c2m3_fl.symmetry import PermutationSpec, compose, invert
-from c2m3_fl.validation import canonical_order, check_clients
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,11 @@ class Alignment:
             self.spec.apply(state_dict, maps) for state_dict, maps in zip(state_dicts, self.permutations, strict=True)
         ]
 
+    def by_position(self, positions: Sequence[int]) -> Alignment:
+        """The alignment with the clients in the caller's order; `positions` tells of each client where it is there."""
+        order = sorted(range(len(positions)), key=positions.__getitem__)
+        return replace(self, permutations=tuple(self.permutations[client] for client in order))
+
     def pairwise(self, p: int, q: int) -> dict[str, Tensor]:
         """The map from client q to client p, through the universe.
 
@@ -124,36 +130,76 @@ def align(
     ValueError
         If there is no such matcher or device.
     """
-    checked = check_clients(state_dicts, weights)
-    spec.check(state_dicts[0])
+    clients = Clients.of(state_dicts, weights)
     solver, place = resolve_matcher(matcher), resolve_device(device)
+    return align_clients(clients, spec, solver, place).by_position(clients.positions)
+
+
+def align_clients(clients: Clients, spec: PermutationSpec, matcher: Matcher, device: torch.device) -> Alignment:
+    """The same for clients that are checked and in order.
+
+    Raises
+    ------
+    SpecError
+        If the spec does not fit the clients.
+    """
+    spec.check(clients.state_dicts[0])
     started = time.perf_counter()
-    order = canonical_order(state_dicts, checked)
-    counting = [client for client in order if checked[client] > 0]
+    counting = [client for client, weight in enumerate(clients.weights) if weight > 0]
     problem = MatchingProblem.build(
-        [state_dicts[client] for client in counting], spec, [checked[client] for client in counting], place
+        [clients.state_dicts[client] for client in counting],
+        spec,
+        [clients.weights[client] for client in counting],
+        device,
     )
     # One client is its own universe; without groups there is nothing to find.
-    matching = (solver if len(counting) > 1 and problem.blocks else Identity()).match(problem)
-    maps: dict[int, dict[str, Tensor]] = dict(
-        zip(counting, as_client_maps(problem.group_names, matching.permutations, len(counting)), strict=True)
-    )
+    matching = (matcher if len(counting) > 1 and problem.blocks else Identity()).match(problem)
+    found = as_client_maps(problem.group_names, matching.permutations, len(counting))
+    maps: dict[int, dict[str, Tensor]] = dict(zip(counting, found, strict=True))
     objective = problem.objective(matching.permutations)
     objective_before = problem.objective(problem.identity())
-    if len(counting) < len(order):
-        mapped = [spec.apply(state_dicts[client], maps[client]) for client in counting]
-        universe = average(mapped, [checked[client] for client in counting])
-        for client in order:
+    if len(counting) < len(clients):
+        counted = clients.subset(counting)
+        images = [spec.apply(clients.state_dicts[client], maps[client]) for client in counting]
+        universe = average_clients(counted, images, "mean", clients.alike.difference(spec.moved_tensors()))
+        for client in range(len(clients)):
             if client not in maps:
-                maps[client] = _map_to(universe, state_dicts[client], spec, solver, place)
+                maps[client] = _map_to(universe, clients.state_dicts[client], spec, matcher, device)
     return Alignment(
-        permutations=tuple(maps[client] for client in range(len(order))),
+        permutations=tuple(maps[client] for client in range(len(clients))),
         objective=objective,
         objective_before=objective_before,
         iterations=matching.iterations,
         seconds=time.perf_counter() - started,
         spec=spec,
     )
+
+
+class MappedClients(Sequence[StateDict]):
+    """Clients in the universe, each mapped when it is asked for: one copy at a time, where `Alignment.apply` makes n."""
+
+    def __init__(self, alignment: Alignment, state_dicts: Sequence[StateDict]) -> None:
+        self._spec = alignment.spec
+        self._maps = [_moving(maps) for maps in alignment.permutations]
+        self._state_dicts = state_dicts
+
+    def __len__(self) -> int:
+        return len(self._state_dicts)
+
+    @overload
+    def __getitem__(self, index: int) -> StateDict: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[StateDict]: ...
+    def __getitem__(self, index: int | slice) -> StateDict | list[StateDict]:
+        if isinstance(index, slice):
+            return [self[position] for position in range(*index.indices(len(self)))]
+        maps, state_dict = self._maps[index], self._state_dicts[index]
+        return self._spec.apply(state_dict, maps) if maps else state_dict
+
+
+def _moving(maps: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The permutations that are not the identity."""
+    return {group: order for group, order in maps.items() if not torch.equal(order, torch.arange(len(order)))}
 
 
 def _map_to(

@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+from c2m3_fl.errors import OptionError
+
 
 def resolve_device(device: str | torch.device = "auto") -> torch.device:
     """The device to work on.
@@ -17,7 +19,7 @@ def resolve_device(device: str | torch.device = "auto") -> torch.device:
 
     Raises
     ------
-    ValueError
+    OptionError
         If the name is no device, or CUDA is asked for and absent.
     """
     if device == "auto":
@@ -25,9 +27,9 @@ def resolve_device(device: str | torch.device = "auto") -> torch.device:
     try:
         resolved = torch.device(device)
     except RuntimeError as error:
-        raise ValueError(f"{device!r} is no device; use 'auto', 'cpu', 'cuda' or 'cuda:N'") from error
+        raise OptionError(f"{device!r} is no device; use 'auto', 'cpu', 'cuda' or 'cuda:N'") from error
     if resolved.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"{device!r} was asked for, but torch finds no CUDA device; use 'auto' or 'cpu'")
+        raise OptionError(f"{device!r} was asked for, but torch finds no CUDA device; use 'auto' or 'cpu'")
     return resolved
 
 

@@ -1,14 +1,12 @@
-r"""Never worse than federated averaging: candidates for the merged network, scored; and a proof that matching is needless.
+"""Candidates for the merged network, scored: the plain and the aligned average, each with and without repair.
 
-The candidates are the plain average and the average in the universe, each with and without repair. The score is a loss on
-the calibration set: the cross-entropy with its labels, or, where there are none, with the classes that the clients'
-ensemble predicts (the weighted mean of their softmax outputs). Outputs that are no class scores are compared with the
-clients' weighted mean output by squared error.
+The score is a loss on the calibration set, compared with its targets or, where there are none, with what the clients'
+ensemble predicts: the classes or labels that are likeliest in the weighted mean of their probabilities, or the weighted
+mean of their outputs by squared error, which is right for quantities and for tasks that nothing tells (see
+`c2m3_fl.predictions`).
 
 Why the ensemble's classes and not its probabilities: under label skew the mean of confident, contradicting clients is
-flat, and the Kullback-Leibler divergence to it prefers a network that knows nothing. MNIST, five clients, Dirichlet(0.3)
-labels, shared initialisation, first round: average 70.6 % of the test set right, repaired 87.9 %. The divergence prefers
-the former (0.64 to 0.97), the cross-entropy with the ensemble's classes the latter (1.42 to 0.28).
+flat, and the Kullback-Leibler divergence to it prefers a network that knows nothing (`docs/federated.md` has figures).
 """
 
 from __future__ import annotations
@@ -20,15 +18,17 @@ from typing import Literal, get_args
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from c2m3_fl.activations import RepairError
-from c2m3_fl.activations.calibration import Batch, CalibrationSet
-from c2m3_fl.activations.network import Architecture, Network, private_network
+from c2m3_fl.activations.calibration import Batch
+from c2m3_fl.activations.network import Network
+from c2m3_fl.activations.recording import Reader
+from c2m3_fl.errors import ClientError
+from c2m3_fl.predictions import Task, fitted
+from c2m3_fl.round import StateDict
 
 Candidate = Literal["average", "average-repaired", "aligned", "aligned-repaired"]
 CANDIDATES: tuple[Candidate, ...] = get_args(Candidate)
-"""Every candidate, in the order of its numeric code. The first is federated averaging; ties go to the earlier one."""
+"""Every candidate, in the order of its numeric code, the safest first: federated averaging. Ties go to the earlier one."""
 
 
 @dataclass(frozen=True)
@@ -37,83 +37,85 @@ class Target:
 
     Attributes
     ----------
-    inputs
-        Batches of inputs.
+    task
+        How.
     wanted
-        Per batch classes, LongTensor of shape ``(examples,)``, or outputs.
-    broken
-        Clients, by position, whose outputs are not finite.
-    votes
-        The class that each client predicts for each example, LongTensor of shape ``(clients, examples)``; -1 where a
-        client is broken, or the outputs are no class scores.
+        Per batch classes, labels or numbers, in the shape in which predictions are compared with them.
+    probabilities
+        Whether the networks put out probabilities.
     doubt
-        Share of the wanted classes that are expected to be wrong: one less the ensemble's mean probability of the class
-        that it predicts; 0 for labels, and where outputs are no class scores.
+        Share of the wanted answers that are expected to be wrong: one less the ensemble's mean probability of what it
+        predicts; 0 for targets that came with the inputs, and for numbers.
     """
 
-    inputs: Sequence[Batch]
-    wanted: list[Tensor]
-    broken: frozenset[int]
-    votes: Tensor
+    task: Task
+    wanted: Sequence[Tensor]
+    probabilities: bool
     doubt: float = 0.0
 
 
 def target(
-    module: Architecture,
-    clients: Sequence[Mapping[str, Tensor]],
-    calibration: CalibrationSet,
-    *,
-    weights: Sequence[float],
-    device: torch.device,
+    task: Task, predictions: Sequence[Sequence[Tensor]], weights: Sequence[float], targets: Sequence[Tensor] | None
 ) -> Target:
     """What a merged network should predict on the calibration set.
 
     Parameters
     ----------
-    module
-        The architecture, or a factory of it; it is not changed.
-    clients
-        The clients' state dicts.
-    calibration
-        The inputs, and labels if they are known.
+    task
+        What the network does.
+    predictions
+        Per client and batch the client's predictions; finite.
     weights
         One non-negative weight per client, not all zero.
-    device
-        Where to compute.
+    targets
+        Per batch the targets, if they are known.
 
     Raises
     ------
     RepairError
-        If the module's output is no tensor, labels do not fit it, a forward pass fails, or no client's outputs are finite.
+        If the targets do not fit the predictions.
+    ClientError
+        If clients' predictions differ in shape.
     """
-    total: list[Tensor] = []
-    broken = set()
-    votes = torch.full((len(clients), len(calibration)), -1)
-    with private_network(module, device) as network:
-        for position, (client, weight) in enumerate(zip(clients, weights, strict=True)):
-            outputs = _outputs(network, client, calibration.batches)
-            if not all(bool(torch.isfinite(output).all()) for output in outputs):
-                broken.add(position)
-                continue
-            if all(_are_class_scores(output) for output in outputs):
-                votes[position] = torch.cat([output.argmax(1) for output in outputs])
-            if weight > 0:
-                shares = [weight * (output.softmax(1) if _are_class_scores(output) else output) for output in outputs]
-                total = [a + b for a, b in zip(total, shares, strict=True)] if total else shares
-    if not total:
-        raise RepairError("no client's outputs are finite on the calibration set")
-    if calibration.targets is not None:
-        _check_labels(calibration.targets, total)
-        return Target(
-            calibration.batches, [labels.to(device) for labels in calibration.targets], frozenset(broken), votes
-        )
-    counted = sum(weight for position, weight in enumerate(weights) if position not in broken)
-    means = [output / counted for output in total]
-    wanted = [mean.argmax(1) if _are_class_scores(mean) else mean for mean in means]
-    doubt = 0.0
-    if all(map(_are_class_scores, means)):
-        doubt = 1.0 - float(torch.cat([mean.amax(1) for mean in means]).mean())
-    return Target(calibration.batches, wanted, frozenset(broken), votes, doubt)
+    _check_shapes(predictions)
+    probabilities = task.are_probabilities([each for own in predictions for each in own])
+    if targets is not None:
+        device = predictions[0][0].device
+        wanted = [fitted(task, each.to(device), own) for each, own in zip(targets, predictions[0], strict=True)]
+        if task.kind == "numbers" or any(bool((each >= 0).any()) for each in wanted):
+            return Target(task, wanted, probabilities)
+    total = math.fsum(weights)
+    means: list[Tensor] = []
+    for own, weight in zip(predictions, weights, strict=True):
+        if weight > 0:
+            shares = [task.opinion(each, probabilities) * (weight / total) for each in own]
+            means = [a + b for a, b in zip(means, shares, strict=True)] if means else shares
+    examples = sum(len(mean) for mean in means)
+    confidence = sum(task.confidence(mean) * len(mean) for mean in means) / examples
+    return Target(task, [task.answer(mean) for mean in means], probabilities, 1.0 - confidence)
+
+
+def _check_shapes(predictions: Sequence[Sequence[Tensor]]) -> None:
+    shapes = [[tuple(each.shape) for each in own] for own in predictions]
+    for own in shapes:
+        if own != shapes[0]:
+            raise ClientError(
+                f"clients' predictions differ in shape ({own[0]}, {shapes[0][0]}) and cannot be compared: give a function "
+                "of the output as predictions=..., or switch the guard off by guard=False"
+            )
+
+
+def votes(predictions: Sequence[Sequence[Tensor]]) -> Tensor:
+    """The class that each client scores highest for each example.
+
+    Returns
+    -------
+    Tensor
+        LongTensor of shape ``(clients, examples)``; of no examples, where outputs are no scores of classes.
+    """
+    if not all(each.dim() == 2 and each.shape[1] > 1 for own in predictions for each in own):
+        return torch.zeros((len(predictions), 0), dtype=torch.long)
+    return torch.stack([torch.cat([each.argmax(1) for each in own]) for own in predictions]).cpu()
 
 
 @dataclass(frozen=True)
@@ -125,11 +127,11 @@ class Score:
     loss
         Mean over the examples; infinite for outputs that are.
     errors
-        Number of examples with another class than wanted; 0 where outputs are no class scores.
+        Number of examples with another answer than wanted, by shares where an example has several; 0 for numbers.
     """
 
     loss: float
-    errors: int
+    errors: float
 
     def beats(self, other: Score, doubt: float = 0.0) -> bool:
         """Whether the loss is smaller, and no more examples are wrong.
@@ -140,94 +142,46 @@ class Score:
 
 
 def score(
-    module: Architecture,
-    candidates: Sequence[Mapping[str, Tensor]],
-    wanted: Target,
-    *,
-    device: torch.device,
-) -> list[Score]:
-    """Scores of candidates on the calibration set.
+    network: Network, candidate: StateDict, batches: Sequence[Batch], wanted: Target, *, read: Reader, what: str
+) -> Score:
+    """The score of a candidate on the calibration set, by one forward pass.
 
     Raises
     ------
     RepairError
         If a forward pass fails.
     """
-    with private_network(module, device) as network:
-        outputs = (_outputs(network, each, wanted.inputs) for each in candidates)
-        return [Score(_loss(each, wanted.wanted), _errors(each, wanted.wanted)) for each in outputs]
+    network.load(candidate, what)
+    losses, errors, number = [], 0.0, 0.0
+    for index, (batch, goal) in enumerate(zip(batches, wanted.wanted, strict=True)):
+        prediction = read(network.forward(index, batch, what))
+        loss, counted = wanted.task.loss(prediction, goal, wanted.probabilities)
+        losses.append(loss)
+        number += counted
+        errors += wanted.task.errors(prediction, goal, wanted.probabilities)
+    mean = float(torch.stack(losses).sum()) / max(number, 1.0)
+    return Score(mean if math.isfinite(mean) else math.inf, errors)
 
 
-def best(scores: Sequence[Score], doubt: float = 0.0) -> int:
-    """Position of the candidate that beats the best one before it, in turn; the first if none does.
+def best(scores: Mapping[Candidate, Score], doubt: float = 0.0) -> Candidate:
+    """The candidate that beats the best one before it, in turn; the first if none does.
 
     Parameters
     ----------
     scores
         Of the candidates, the safest first.
     doubt
-        Share of the wanted classes that are expected to be wrong. It matters where the first candidate is a good one:
-        the average of clients whose identity is optimal. In nearly every round of CIFAR-100 (five clients of 800
-        images, Dirichlet(0.3) labels, an ensemble that is right in one of seven cases) repaired networks were taken
-        for a handful of examples, and after six rounds 0.76 points of test accuracy were lost (standard error 0.29, ten
-        seeds). An average of clients in different permutations deserves no such protection: ten clients that had
-        barely begun to learn were kept at chance by it.
+        Share of the wanted answers that are expected to be wrong. It matters where the first candidate is a good one: the
+        average of clients whose identity is optimal. An average of clients in different permutations deserves no such
+        protection (`docs/federated.md` has figures for both).
 
     Notes
     -----
     A repaired network is more confident than an average, which alone can make its loss the smaller one where the wanted
-    classes are the ensemble's, so the loss must not decide against the predictions. CIFAR-10, five clients of 600
-    images, first round: loss 1.58 against the average's 2.10, test accuracy 27.4 % repaired, 26.3 % plain; second round
-    1.07 against 1.92, while the test loss is larger.
+    classes are the ensemble's, so the loss must not decide against the predictions.
     """
-    chosen = 0
-    for position, each in enumerate(scores):
-        if each.beats(scores[chosen], doubt):
-            chosen = position
+    chosen, *others = scores
+    for name in others:
+        if scores[name].beats(scores[chosen], doubt):
+            chosen = name
     return chosen
-
-
-def _outputs(network: Network, state_dict: Mapping[str, Tensor], batches: Sequence[Batch]) -> list[Tensor]:
-    network.load(state_dict, "a network to be scored")
-    outputs = []
-    for index, batch in enumerate(batches):
-        output = network.forward(index, batch, "a network to be scored")
-        if not isinstance(output, Tensor) or not output.is_floating_point():
-            raise RepairError(
-                f"the module's output is {type(output).__name__}, not a tensor of numbers: candidates cannot be scored; "
-                "switch the guard off, or let the module return its predictions alone"
-            )
-        outputs.append(output.double())
-    return outputs
-
-
-def _are_class_scores(output: Tensor) -> bool:
-    return output.dim() == 2 and output.shape[1] > 1
-
-
-def _check_labels(labels: Sequence[Tensor], outputs: Sequence[Tensor]) -> None:
-    for classes, output in zip(labels, outputs, strict=True):
-        if not _are_class_scores(output) or int(classes.max()) >= output.shape[1] or int(classes.min()) < 0:
-            raise RepairError(
-                f"labels from {int(classes.min())} to {int(classes.max())} do not fit outputs of shape "
-                f"{tuple(output.shape)}: give calibration inputs without labels"
-            )
-
-
-def _errors(outputs: Sequence[Tensor], wanted: Sequence[Tensor]) -> int:
-    return sum(
-        int((output.argmax(1) != goal).sum())
-        for output, goal in zip(outputs, wanted, strict=True)
-        if goal.dtype == torch.long
-    )
-
-
-def _loss(outputs: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
-    losses = [
-        functional.cross_entropy(output, goal, reduction="sum")
-        if goal.dtype == torch.long
-        else (output - goal).square().sum() * (len(output) / output.numel())
-        for output, goal in zip(outputs, wanted, strict=True)
-    ]
-    mean = float(torch.stack(losses).sum()) / sum(len(output) for output in outputs)
-    return mean if math.isfinite(mean) else math.inf

@@ -10,39 +10,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import overload
 
 import torch
 from torch import Tensor
 
-from c2m3_fl.alignment import Alignment, align
-from c2m3_fl.averaging import average
-from c2m3_fl.matching import Iteration, Matcher
+from c2m3_fl.alignment import Alignment, MappedClients, align_clients
+from c2m3_fl.averaging import average_clients
+from c2m3_fl.device import resolve_device
+from c2m3_fl.errors import OptionError
+from c2m3_fl.matching import Iteration, Matcher, resolve_matcher
+from c2m3_fl.round import Clients, StateDict
 from c2m3_fl.symmetry import PermutationSpec
 from c2m3_fl.symmetry.spec import compose
-from c2m3_fl.validation import canonical_order, check_clients
-
-StateDict = Mapping[str, Tensor]
-
-
-class MappedClients(Sequence[dict[str, Tensor]]):
-    """Clients in the universe, each mapped when it is asked for: one copy at a time, where `Alignment.apply` makes n."""
-
-    def __init__(self, alignment: Alignment, state_dicts: Sequence[StateDict]) -> None:
-        self._alignment = alignment
-        self._state_dicts = state_dicts
-
-    def __len__(self) -> int:
-        return len(self._state_dicts)
-
-    @overload
-    def __getitem__(self, index: int) -> dict[str, Tensor]: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[dict[str, Tensor]]: ...
-    def __getitem__(self, index: int | slice) -> dict[str, Tensor] | list[dict[str, Tensor]]:
-        if isinstance(index, slice):
-            return [self[position] for position in range(*index.indices(len(self)))]
-        return self._alignment.spec.apply(self._state_dicts[index], self._alignment.permutations[index])
 
 
 def align_in_groups(
@@ -74,39 +53,47 @@ def align_in_groups(
 
     Raises
     ------
-    ValueError
+    OptionError
         If the group size is below 2; and as `c2m3_fl.align`.
     """
     if group_size < 2:
-        raise ValueError(f"group_size is {group_size}; a group has at least 2 clients")
-    checked = check_clients(state_dicts, weights)
-    if len(state_dicts) <= group_size:
-        return align(state_dicts, spec, weights=checked, matcher=matcher, device=device)
+        raise OptionError(f"group_size is {group_size}; a group has at least 2 clients")
+    clients = Clients.of(state_dicts, weights)
+    solver, place = resolve_matcher(matcher), resolve_device(device)
+    return align_grouped(clients, spec, solver, place, group_size).by_position(clients.positions)
+
+
+def align_grouped(
+    clients: Clients, spec: PermutationSpec, matcher: Matcher, device: torch.device, group_size: int
+) -> Alignment:
+    """The same for clients that are checked and in order."""
+    if len(clients) <= group_size:
+        return align_clients(clients, spec, matcher, device)
     started = time.perf_counter()
-    maps: list[dict[str, Tensor]] = [{} for _ in state_dicts]
+    still = clients.alike.difference(spec.moved_tensors())
+    maps: list[dict[str, Tensor]] = []
     universes: list[StateDict] = []
     shares: list[float] = []
     iterations: tuple[Iteration, ...] = ()
-    groups = [group for group in _groups(canonical_order(state_dicts, checked), group_size) if group]
+    groups = list(_groups(range(len(clients)), group_size))
     for group in groups:
-        members = [state_dicts[client] for client in group]
-        own = [checked[client] for client in group]
-        # a group of zero weights must be mapped like any other, and count for nothing above
-        alignment = align(members, spec, weights=own if sum(own) > 0 else None, matcher=matcher, device=device)
-        universes.append(average(MappedClients(alignment, members), own if sum(own) > 0 else None))
-        shares.append(sum(own))
+        members = clients.subset(group)
+        shares.append(sum(clients.weights[client] for client in group))
+        if shares[-1] == 0:  # a group of zero weights must be mapped like any other, and count for nothing above
+            members = members.weighted([1.0] * len(members))
+        alignment = align_clients(members, spec, matcher, device)
+        universes.append(average_clients(members, MappedClients(alignment, members.state_dicts), "mean", still))
         iterations += alignment.iterations
-        for client, permutations in zip(group, alignment.permutations, strict=True):
-            maps[client] = permutations
-    above = align_in_groups(universes, spec, group_size=group_size, weights=shares, matcher=matcher, device=device)
+        maps += alignment.permutations
+    level = Clients.of(universes, shares, clients.layout)
+    above = align_grouped(level, spec, matcher, device, group_size).by_position(level.positions)
     for group, permutations in zip(groups, above.permutations, strict=True):
         for client in group:
             maps[client] = compose(maps[client], permutations)
-    identity = tuple(spec.identity() for _ in maps)
     return Alignment(
         permutations=tuple(maps),
-        objective=_objective(state_dicts, spec, tuple(maps), checked),
-        objective_before=_objective(state_dicts, spec, identity, checked),
+        objective=_objective(clients, spec, maps),
+        objective_before=_objective(clients, spec, [{} for _ in maps]),
         iterations=iterations + above.iterations,
         seconds=time.perf_counter() - started,
         spec=spec,
@@ -119,22 +106,17 @@ def _groups(order: Sequence[int], size: int) -> Iterator[Sequence[int]]:
         yield order[number * len(order) // count : (number + 1) * len(order) // count]
 
 
-def _objective(
-    state_dicts: Sequence[StateDict],
-    spec: PermutationSpec,
-    permutations: Sequence[Mapping[str, Tensor]],
-    weights: Sequence[float],
-) -> float:
+def _objective(clients: Clients, spec: PermutationSpec, permutations: Sequence[Mapping[str, Tensor]]) -> float:
     """Eq. 4 by one pass over the clients, in float64; weights of mean one over those that count, as in `align`."""
-    counted = [client for client, weight in enumerate(weights) if weight > 0]
-    scale = len(counted) / sum(weights)
+    counted = [client for client, weight in enumerate(clients.weights) if weight > 0]
+    scale = len(counted) / sum(clients.weights)
     names = [name for name in spec.tensors if name not in spec.carried]
     sums: dict[str, Tensor] = {}
     own = 0.0
     for client in counted:
-        mapped = spec.apply(state_dicts[client], permutations[client])
+        mapped = spec.apply(clients.state_dicts[client], permutations[client])
         for name in names:
-            part = mapped[name].double() * (weights[client] * scale)
+            part = mapped[name].double() * (clients.weights[client] * scale)
             own += float(part.square().sum())
             sums[name] = sums[name].add_(part) if name in sums else part
     return sum(float(total.square().sum()) for total in sums.values()) - own

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from c2m3_fl import RepairError, aggregate, average
+from c2m3_fl import ClientError, RepairError, aggregate, average
 from c2m3_fl.activations.calibration import CalibrationSet
-from c2m3_fl.guard import Score, best, score, target
+from c2m3_fl.activations.network import private_network
+from c2m3_fl.guard import CANDIDATES, Score, best, score, target
 from c2m3_fl.matching import Identity, Iteration, Matching, MatchingProblem
+from c2m3_fl.predictions import PredictionReader, TaskName, find_task
+from c2m3_fl.round import StateDict
 from c2m3_fl.symmetry import PermutationSpec
 
 CPU = torch.device("cpu")
@@ -64,57 +68,84 @@ class Scrambling:
         return Matching(permutations, (Iteration("scrambling", problem.objective(permutations)),))
 
 
+def recorded(build: Callable[[], nn.Module], clients: Sequence[StateDict]) -> list[list[Tensor]]:
+    """Per client and batch of 16 the predictions."""
+    found = []
+    for client in clients:
+        module = build()
+        module.load_state_dict(dict(client))
+        with torch.no_grad():
+            found.append([module(batch) for batch in INPUTS.split(16)])
+    return found
+
+
+def scored(
+    clients: Sequence[StateDict],
+    candidates: Sequence[StateDict],
+    weights: Sequence[float],
+    labels: Tensor | None = None,
+    *,
+    task: TaskName | None = "classification",
+    build: Callable[[], nn.Module] = network,
+) -> list[Score]:
+    """Scores of candidates by the clients' ensemble, or by labels."""
+    predictions = recorded(build, clients)
+    targets = None if labels is None else list(labels.split(16))
+    wanted = target(find_task(task, predictions[0], targets), predictions, weights, targets)
+    batches = CalibrationSet.read(list(INPUTS.split(16)), build()).batches
+    with private_network(build, CPU) as private:
+        return [score(private, each, batches, wanted, read=PredictionReader(), what="a network") for each in candidates]
+
+
 def test_without_labels_the_score_is_the_cross_entropy_with_the_ensembles_classes() -> None:
     weights = [1.0, 2.0, 3.0, 4.0]
     votes = sum(w * outputs(client).double().softmax(1) for w, client in zip(weights, OWN, strict=True))
     assert isinstance(votes, Tensor)
-    for batches in (INPUTS, list(INPUTS.split(10))):
-        data = CalibrationSet.read(batches, network())
-        wanted = target(network, OWN, data, weights=weights, device=CPU)
-        found = score(network, OWN[:2], wanted, device=CPU)
-        expected = [float(functional.cross_entropy(outputs(c).double(), votes.argmax(1))) for c in OWN[:2]]
-        assert [each.loss for each in found] == pytest.approx(expected)
+    found = scored(OWN, OWN[:2], weights)
+    expected = [float(functional.cross_entropy(outputs(c).double(), votes.argmax(1))) for c in OWN[:2]]
+    assert [each.loss for each in found] == pytest.approx(expected)
+    assert [each.errors for each in found] == [int((outputs(c).argmax(1) != votes.argmax(1)).sum()) for c in OWN[:2]]
 
 
 def test_labels_on_the_server_are_used() -> None:
     labels = torch.randint(0, 3, (64,), generator=torch.Generator().manual_seed(1))
-    data = CalibrationSet.read(zip(INPUTS.split(16), labels.split(16), strict=True), network())
-    wanted = target(network, OWN, data, weights=[1.0] * 4, device=CPU)
-    found = score(network, OWN, wanted, device=CPU)
+    found = scored(OWN, OWN, [1.0] * 4, labels, task=None)
     assert [each.loss for each in found] == pytest.approx(
         [float(functional.cross_entropy(outputs(c), labels)) for c in OWN]
     )
     assert [each.errors for each in found] == [int((outputs(c).argmax(1) != labels).sum()) for c in OWN]
 
 
-@pytest.mark.parametrize("labels", [torch.tensor([0, 1, 3, 0]), torch.tensor([0, -1, 2, 0])])
-def test_labels_that_do_not_fit_are_an_error(labels: Tensor) -> None:
-    data = CalibrationSet.read([(INPUTS[:4], labels)], network())
+def test_examples_without_a_label_do_not_count() -> None:
+    labels = torch.randint(0, 3, (64,), generator=torch.Generator().manual_seed(1))
+    labels[::3], labels[1::3] = -1, -100
+    known = labels >= 0
+    found = scored(OWN, OWN, [1.0] * 4, labels, task=None)
+    assert [each.loss for each in found] == pytest.approx(
+        [float(functional.cross_entropy(outputs(c)[known], labels[known])) for c in OWN]
+    )
+    unlabelled = scored(OWN, OWN, [1.0] * 4, torch.full((64,), -1), task=None)
+    assert unlabelled == scored(OWN, OWN, [1.0] * 4)
+
+
+@pytest.mark.parametrize("wrong", [3, -7])
+def test_labels_that_do_not_fit_are_an_error(wrong: int) -> None:
+    labels = torch.zeros(64, dtype=torch.long).index_fill(0, torch.tensor([2]), wrong)
     with pytest.raises(RepairError, match="without labels"):
-        target(network, OWN, data, weights=[1.0] * 4, device=CPU)
+        scored(OWN, OWN, [1.0] * 4, labels)
+    with pytest.raises(RepairError, match="without labels"):
+        aggregate(network, OWN, spec=SPEC, calibration=[(INPUTS, labels)], device="cpu")
 
 
-def test_only_whole_sets_of_targets_count() -> None:
-    labels = torch.zeros(4, dtype=torch.long)
-    assert CalibrationSet.read([(INPUTS[:4], "names")], network()).targets is None
-    assert CalibrationSet.read([(INPUTS[:4], labels), INPUTS[4:]], network()).targets is None
-    with pytest.raises(RepairError, match="4 inputs and 3 targets"):
-        CalibrationSet.read([(INPUTS[:4], labels[:3])], network())
-
-
-def test_outputs_that_are_no_class_scores_are_compared_with_the_clients_mean() -> None:
+def test_what_nothing_tells_is_compared_with_the_clients_mean_by_squared_error() -> None:
     def regression() -> nn.Module:
-        return nn.Sequential(network(), nn.Linear(3, 1), nn.Flatten(0))
+        return nn.Sequential(network(), nn.Linear(3, 2))
 
     torch.manual_seed(0)
     clients = [dict(regression().state_dict()) for _ in range(3)]
-    wanted = target(regression, clients, CalibrationSet.read(INPUTS, network()), weights=[1.0, 1.0, 2.0], device=CPU)
-    modules = [regression() for _ in clients]
-    for module, client in zip(modules, clients, strict=True):
-        module.load_state_dict(client)
-    predicted = [module(INPUTS).detach() for module in modules]
+    predicted = [torch.cat(own) for own in recorded(regression, clients)]
     mean = (predicted[0] + predicted[1] + 2 * predicted[2]) / 4
-    (found,) = score(regression, clients[:1], wanted, device=CPU)
+    (found,) = scored(clients, clients[:1], [1.0, 1.0, 2.0], task=None, build=regression)
     assert found.loss == pytest.approx(float((predicted[0] - mean).square().mean()), rel=1e-4)
     assert found.errors == 0
 
@@ -137,51 +168,52 @@ def test_without_data_a_lower_objective_means_the_plain_average() -> None:
     assert found.alignment.objective < found.alignment.objective_before
     assert found.chosen == "average"
     assert equal(found.state_dict, average(clients))
-    assert all(torch.equal(order, torch.arange(len(order))) for maps in found.permutations for order in maps.values())
+    assert all(
+        torch.equal(order, torch.arange(len(order))) for maps in found.permutations.values() for order in maps.values()
+    )
 
 
 @pytest.mark.parametrize("clients", [SHARED, OWN], ids=["shared", "own"])
 def test_the_best_candidate_is_returned_and_all_are_reported(clients: list[dict[str, Tensor]]) -> None:
     found = aggregate(network, clients, spec=SPEC, calibration=INPUTS, device="cpu")
     names = ["average", "average-repaired"]
-    assert list(found.scores) == (
-        names if clients is SHARED else ["average", "aligned", "average-repaired", "aligned-repaired"]
-    )
-    plain = found.errors["average"], found.scores["average"]
-    assert (found.errors[found.chosen], found.scores[found.chosen]) <= plain
-    wanted = target(network, clients, CalibrationSet.read(INPUTS, network()), weights=[1.0] * 4, device=CPU)
-    assert score(network, [found.state_dict], wanted, device=CPU) == [
-        Score(found.scores[found.chosen], found.errors[found.chosen])
-    ]
+    assert list(found.scores) == (names if clients is SHARED else list(CANDIDATES))
+    assert list(found.errors) == list(found.scores)
+    assert found.scores[found.chosen] <= found.scores["average"]
+    (again,) = scored(clients, [found.state_dict], [1.0] * 4, task=None)
+    assert again.loss == pytest.approx(found.scores[found.chosen])
+
+
+def chosen(*scores: Score, doubt: float = 0.0) -> int:
+    named = dict(zip(CANDIDATES, scores, strict=False))
+    return CANDIDATES.index(best(named, doubt))
 
 
 def test_a_smaller_loss_does_not_decide_against_the_predictions() -> None:
     plain, confident, better = Score(2.0, 40), Score(1.0, 50), Score(1.5, 40)
-    assert best([plain]) == best([plain, confident]) == best([plain, plain]) == 0
-    assert best([plain, confident, better]) == 2
-    assert best([plain, better, confident]) == 1
-    assert best([Score(math.inf, 64), better]) == 1
+    assert chosen(plain) == chosen(plain, confident) == chosen(plain, plain) == 0
+    assert chosen(plain, confident, better) == 2
+    assert chosen(plain, better, confident) == 1
+    assert chosen(Score(math.inf, 64), better) == 1
 
 
 def test_the_more_doubtful_the_target_the_more_a_candidate_must_gain() -> None:
     plain, little, much = Score(2.0, 100), Score(1.0, 96), Score(1.0, 80)
-    assert best([plain, little], 0.01) == 1
-    assert best([plain, little], 0.81) == 0
-    assert best([plain, much], 0.81) == 1
+    assert chosen(plain, little, doubt=0.01) == 1
+    assert chosen(plain, little, doubt=0.81) == 0
+    assert chosen(plain, much, doubt=0.81) == 1
 
 
 def test_labels_are_not_doubted_and_an_undecided_ensemble_is() -> None:
-    labels = torch.zeros(len(INPUTS), dtype=torch.long)
-
-    def doubt(clients: list[dict[str, Tensor]], calibration: CalibrationSet) -> float:
-        return target(network, clients, calibration, weights=[1.0] * len(clients), device=CPU).doubt
+    def doubt(client: StateDict, labels: Tensor | None = None) -> float:
+        predictions = recorded(network, [client])
+        targets = None if labels is None else list(labels.split(16))
+        return target(find_task("classification", predictions[0], targets), predictions, [1.0], targets).doubt
 
     undecided = {name: torch.zeros_like(tensor) for name, tensor in SHARED[0].items()}
-    classes = network()(INPUTS).shape[1]
-    assert doubt([undecided], CalibrationSet.read(INPUTS, network())) == pytest.approx(1 - 1 / classes)
-    assert doubt([undecided], CalibrationSet.read([(INPUTS, labels)], network())) == 0.0
-    decided = {name: 100 * tensor for name, tensor in SHARED[0].items()}
-    assert doubt([decided], CalibrationSet.read(INPUTS, network())) < 0.1
+    assert doubt(undecided) == pytest.approx(1 - 1 / 3)
+    assert doubt(undecided, torch.zeros(64, dtype=torch.long)) == 0.0
+    assert doubt({name: 100 * tensor for name, tensor in SHARED[0].items()}) < 0.1
 
 
 def test_the_plain_method_is_there_without_guard() -> None:
@@ -197,5 +229,5 @@ def test_a_client_whose_predictions_are_not_finite_is_left_out() -> None:
     expected = aggregate(network, [OWN[0], OWN[2]], spec=SPEC, calibration=INPUTS, device="cpu")
     assert list(found.excluded) == [1]
     assert equal(found.state_dict, expected.state_dict)
-    with pytest.raises(RepairError, match="no client's outputs are finite"):
+    with pytest.raises(ClientError, match=r"no client can be merged: .*not finite"):
         aggregate(network, [broken, broken], spec=SPEC, calibration=INPUTS, device="cpu")

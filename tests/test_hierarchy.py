@@ -94,6 +94,8 @@ def test_groups_of_one_are_an_error() -> None:
 
 def test_aggregation_in_groups_merges_all_clients() -> None:
     clients = related_clients(SPEC, 9, noise=0.01)
-    grouped = aggregate(torch.nn.Linear(1, 1), clients, spec=SPEC, group_size=3, device="cpu")
-    flat = aggregate(torch.nn.Linear(1, 1), clients, spec=SPEC, device="cpu")
+    layers = {"in": torch.nn.Linear(6, 7), "mid": torch.nn.Linear(7, 5), "out": torch.nn.Linear(5, 3)}
+    module = torch.nn.ModuleDict(layers)
+    grouped = aggregate(module, clients, spec=SPEC, group_size=3, device="cpu")
+    flat = aggregate(module, clients, spec=SPEC, device="cpu")
     assert grouped.alignment.objective == pytest.approx(flat.alignment.objective, rel=1e-4)

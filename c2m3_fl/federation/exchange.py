@@ -22,10 +22,10 @@ from c2m3_fl.activations.moments import Spread, Statistics
 from c2m3_fl.activations.network import Architecture
 from c2m3_fl.federation.client import MOMENTS_QUERY
 from c2m3_fl.federation.replies import Reply, read_moments
+from c2m3_fl.plausibility import implausible
 from c2m3_fl.repair import repair_from_moments
 from c2m3_fl.repair.bounds import largest, weight_norms
 from c2m3_fl.symmetry import PermutationSpec
-from c2m3_fl.validation import implausible
 
 SiteMoments = Mapping[str, Moments]
 
@@ -63,7 +63,7 @@ def measured(
             continue
         try:
             moments = {site: _mapped(site, each, maps, spec) for site, each in reply.moments.items()}
-            norms = weight_norms(module, spec.apply(reply.state_dict, maps), moments)
+            norms = weight_norms(module, spec.apply(reply.client.state_dict, maps), moments)
         except RepairError as error:
             log(WARNING, "aggregate_train: The moments of %s cannot be used: %s", reply.name, error)
             continue

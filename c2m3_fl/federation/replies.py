@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from logging import WARNING
 from typing import TypeGuard
 
 from flwr.app import Message, MetricRecord, RecordDict
 from flwr.common import log
-from torch import Tensor
 
 from c2m3_fl.activations import Moments, from_arrays
+from c2m3_fl.errors import ClientError, StructureError
 from c2m3_fl.federation.client import MOMENTS_KEY
-from c2m3_fl.validation import canonical_order, defect, implausible
+from c2m3_fl.federation.wire import Wire
+from c2m3_fl.plausibility import implausible
+from c2m3_fl.round import Client, Clients, Layout, StateDict, examine
 
 CLIENT_ID_KEY = "client-id"
 """Metric by which a client may name itself; it is used in the log and never averaged."""
@@ -30,10 +33,10 @@ class Reply:
         Where it came from.
     name
         The sender, for the log.
-    metrics
-        What the client measured, under its record's name.
-    state_dict
-        Its network, in the order of the reference's keys.
+    content
+        All that it sent.
+    client
+        Its network, examined.
     weight
         Its share in the average, for example its number of examples.
     moments
@@ -42,48 +45,148 @@ class Reply:
 
     node: int
     name: str
-    metrics: tuple[str, MetricRecord]
-    state_dict: dict[str, Tensor]
+    content: RecordDict
+    client: Client
     weight: float
     moments: dict[str, Moments] | None = None
 
+    @property
+    def metrics(self) -> tuple[str, MetricRecord]:
+        """What the client measured, under its record's name."""
+        (record,) = self.content.metric_records.items()
+        return record
+
+
+@dataclass(frozen=True)
+class Replies:
+    """A round's replies: those that can be merged, in the order of `clients`, and why others cannot."""
+
+    usable: Sequence[Reply]
+    clients: Clients | None
+    common_fault: str | None = None
+
 
 class UnusableReplyError(Exception):
-    """A reply that is left out of the round, and why."""
+    """A reply that is left out of the round, and why.
 
-    def __init__(self, name: str, reason: str) -> None:
+    Attributes
+    ----------
+    name
+        The sender, for the log.
+    structural
+        Whether the reply is of another form than the model's: then all clients' may be, and the set-up is wrong.
+    """
+
+    def __init__(self, name: str, reason: str, *, structural: bool = False) -> None:
         super().__init__(reason)
         self.name = name
+        self.structural = structural
 
 
-def read_replies(
-    messages: Iterable[Message],
-    reference: Mapping[str, Tensor],
-    weighted_by_key: str,
-    broadcast: Mapping[str, Tensor] | None = None,
-) -> list[Reply]:
-    """Read what can be merged, in an order that depends on the content alone; the log names the rest.
+@dataclass(frozen=True)
+class ReplyReader:
+    """Reads the replies to one broadcast.
 
-    Parameters
+    Attributes
     ----------
-    messages
-        Replies without an error.
-    reference
-        The model's tensors: names, shapes and dtypes that a client's must have.
+    wire
+        How tensors are named.
+    layout
+        What a client's tensors must be.
     weighted_by_key
         The metric that weighs the clients.
     broadcast
         The network that the clients set out from, if it is known: one more opinion on how large a network is.
     """
-    read: list[Reply] = []
-    for message in messages:
+
+    wire: Wire
+    layout: Layout
+    weighted_by_key: str
+    broadcast: StateDict | None = None
+
+    def read(self, messages: Sequence[Message]) -> Replies:
+        """Read what can be merged, in an order that depends on the content alone; the log names the rest."""
+        found: list[Reply] = []
+        faults: Counter[str] = Counter()
+        for message in messages:
+            try:
+                found.append(self._read(message))
+            except UnusableReplyError as reason:
+                leave_out(reason.name, str(reason))
+                faults[str(reason)] += reason.structural
+        if not found:
+            shared = next((fault for fault, count in faults.items() if count == len(messages) > 1), None)
+            return Replies([], None, shared)
+        return self._settled(found)
+
+    def _settled(self, found: Sequence[Reply]) -> Replies:
+        """Those of the replies that count, in order."""
+        ordered = self._ordered(found)
+        kept: dict[int, Reply] = {}
+        for reply in (found[position] for position in ordered.positions):
+            if reply.node in kept:
+                leave_out(reply.name, "it answered more than once; one answer counts")
+            else:
+                kept[reply.node] = reply
+        reasons = implausible([reply.client.state_dict for reply in kept.values()], self.broadcast)
+        usable = []
+        for reply, reason in zip(kept.values(), reasons, strict=True):
+            if reason:
+                leave_out(reply.name, reason)
+            else:
+                usable.append(reply)
+        if not usable:
+            return Replies([], None)
+        return Replies(usable, self._ordered(usable))
+
+    def _ordered(self, replies: Sequence[Reply]) -> Clients:
+        return Clients.ordered(
+            [reply.client.state_dict for reply in replies],
+            [reply.weight for reply in replies],
+            [reply.client.sums for reply in replies],
+            self.layout,
+        )
+
+    def _read(self, message: Message) -> Reply:
+        content = message.content
         name = f"node {message.metadata.src_node_id}"
+        metric_records = list(content.metric_records.values())
+        if len(metric_records) != 1:
+            reason = f"the reply has {len(metric_records)} MetricRecords instead of one"
+            raise UnusableReplyError(name, reason, structural=True)
+        metrics = metric_records[0]
+        if CLIENT_ID_KEY in metrics:
+            name = f"client {metrics[CLIENT_ID_KEY]} ({name})"
+        weight = metrics.get(self.weighted_by_key)
+        if weight is None:
+            known = ", ".join(repr(key) for key in metrics) or "nothing"
+            reason = (
+                f"it sends no metric {self.weighted_by_key!r}, by which clients are weighted, but {known}; name another key "
+                "by weighted_by_key"
+            )
+            raise UnusableReplyError(name, reason, structural=True)
+        if not is_weight(weight):
+            raise UnusableReplyError(name, f"its metric {self.weighted_by_key!r} is {weight!r}, not a positive number")
+        array_records = [record for key, record in content.array_records.items() if key != MOMENTS_KEY]
+        if len(array_records) != 1:
+            reason = f"the reply has {len(array_records)} ArrayRecords instead of one"
+            raise UnusableReplyError(name, reason, structural=True)
         try:
-            read.append(_read(name, message, reference, weighted_by_key))
-        except UnusableReplyError as reason:
-            leave_out(reason.name, str(reason))
-    order = canonical_order([reply.state_dict for reply in read], [reply.weight for reply in read])
-    return _plausible(_once([read[position] for position in order]), broadcast)
+            state_dict = self.wire.read(array_records[0])
+        except Exception as error:  # the bytes may be anything, and so may be what decoding them raises
+            raise UnusableReplyError(name, f"its arrays cannot be read: {error}") from error
+        try:
+            client = examine(state_dict, self.layout)
+        except ClientError as error:
+            raise UnusableReplyError(name, str(error), structural=isinstance(error, StructureError)) from error
+        return Reply(
+            node=message.metadata.src_node_id,
+            name=name,
+            content=content,
+            client=client,
+            weight=float(weight),
+            moments=read_moments(name, content),
+        )
 
 
 def is_weight(value: object) -> TypeGuard[float]:
@@ -94,54 +197,6 @@ def is_weight(value: object) -> TypeGuard[float]:
 def leave_out(name: str, reason: str) -> None:
     """Say in the log who is left out, and why."""
     log(WARNING, "aggregate_train: Left out %s: %s", name, reason)
-
-
-def _once(replies: Iterable[Reply]) -> list[Reply]:
-    kept: dict[int, Reply] = {}
-    for reply in replies:
-        if reply.node in kept:
-            leave_out(reply.name, "it answered more than once; one answer counts")
-        else:
-            kept[reply.node] = reply
-    return list(kept.values())
-
-
-def _plausible(replies: Sequence[Reply], broadcast: Mapping[str, Tensor] | None) -> list[Reply]:
-    reasons = implausible([reply.state_dict for reply in replies], broadcast)
-    for reply, reason in zip(replies, reasons, strict=True):
-        if reason:
-            leave_out(reply.name, reason)
-    return [reply for reply, reason in zip(replies, reasons, strict=True) if not reason]
-
-
-def _read(name: str, message: Message, reference: Mapping[str, Tensor], weighted_by_key: str) -> Reply:
-    content = message.content
-    metric_records = list(content.metric_records.items())
-    if len(metric_records) != 1:
-        raise UnusableReplyError(name, f"the reply has {len(metric_records)} MetricRecords instead of one")
-    metrics = metric_records[0][1]
-    if CLIENT_ID_KEY in metrics:
-        name = f"client {metrics[CLIENT_ID_KEY]} ({name})"
-    weight = metrics.get(weighted_by_key)
-    if not is_weight(weight):
-        raise UnusableReplyError(name, f"its metric {weighted_by_key!r} is {weight!r}, not a positive number")
-    array_records = [record for key, record in content.array_records.items() if key != MOMENTS_KEY]
-    if len(array_records) != 1:
-        raise UnusableReplyError(name, f"the reply has {len(array_records)} ArrayRecords instead of one")
-    try:
-        state_dict = dict(array_records[0].to_torch_state_dict())
-    except Exception as error:  # the bytes may be anything, and so may be what decoding them raises
-        raise UnusableReplyError(name, f"its arrays cannot be read: {error}") from error
-    if reason := defect(state_dict, reference):
-        raise UnusableReplyError(name, reason)
-    return Reply(
-        node=message.metadata.src_node_id,
-        name=name,
-        metrics=metric_records[0],
-        state_dict={key: state_dict[key] for key in reference},
-        weight=float(weight),
-        moments=read_moments(name, content),
-    )
 
 
 def read_moments(name: str, content: RecordDict) -> dict[str, Moments] | None:

@@ -1,41 +1,44 @@
-"""The Flower strategy: FedAvg whose average is taken in the universe. Adapts Flower to `c2m3_fl.aggregation`."""
+"""The Flower strategy: FedAvg whose average is taken in the universe. Adapts Flower to `c2m3_fl.merger`."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from logging import ERROR, INFO, WARNING
 from pathlib import Path
-from typing import Literal, NoReturn, cast, get_args
+from typing import Literal, NoReturn, get_args
 
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.common import log
 from flwr.serverapp import Grid
+from flwr.serverapp.exception import AggregationError, InconsistentMessageReplies
 from flwr.serverapp.strategy import FedAvg
-from torch import nn
 
-from c2m3_fl.activations.calibration import Calibration, CalibrationSet
+from c2m3_fl.activations import RepairError
+from c2m3_fl.activations.calibration import Calibration
 from c2m3_fl.activations.network import Architecture
-from c2m3_fl.aggregation import REPAIRED, Aggregation, aggregate, trace
-from c2m3_fl.device import resolve_device
+from c2m3_fl.errors import ClientError, OptionError
+from c2m3_fl.federation import private
 from c2m3_fl.federation.checkpoint import Checkpoint, CheckpointError
 from c2m3_fl.federation.client import request_moments
 from c2m3_fl.federation.exchange import measured, repair_by_clients
+from c2m3_fl.federation.metrics import MetricsAggregation, common_metrics, diagnostics
 from c2m3_fl.federation.momentum import ServerMomentum
-from c2m3_fl.federation.replies import CLIENT_ID_KEY, Reply, is_weight, leave_out, read_replies
-from c2m3_fl.guard import CANDIDATES
-from c2m3_fl.matching import Matcher, resolve_matcher
-from c2m3_fl.repair.sequential import BOUNDED, Method
+from c2m3_fl.federation.replies import Replies, Reply, ReplyReader, is_weight, leave_out
+from c2m3_fl.federation.wire import Wire
+from c2m3_fl.matching import Matcher
+from c2m3_fl.merger import Merger
+from c2m3_fl.options import DEFAULTS, MergeOptions, Repair
+from c2m3_fl.predictions import Predictions, TaskName
+from c2m3_fl.repair.sequential import BOUNDED
 from c2m3_fl.robust import Robust
-from c2m3_fl.symmetry import PermutationSpec
-from c2m3_fl.validation import defect
+from c2m3_fl.round import StateDict, examine
+from c2m3_fl.session import REPAIRED, Aggregation
+from c2m3_fl.symmetry import PermutationSpec, SpecError, moved_share, shortcomings
 
-MetricsAggregation = Callable[[list[RecordDict], str], MetricRecord]
 MomentsFrom = Literal["server", "clients"]
-
-_CLIPPING_KEY = "clipping_norm"  # by which Flower's strategy for client-side clipping speaks to its mods
 
 
 class C2M3(FedAvg):
@@ -117,23 +120,8 @@ class C2M3(FedAvg):
     under secure aggregation, which hides them.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0917  # FedAvg's options, in FedAvg's order
         self,
-        *,
-        module: Architecture,
-        calibration: Calibration | None = None,
-        spec: PermutationSpec | None = None,
-        matcher: str | Matcher = "default",
-        repair: Method | None = BOUNDED,
-        moments_from: MomentsFrom = "server",
-        exchanges: int = 1,
-        exchange_timeout: float | None = None,
-        guard: bool = True,
-        robust: Robust | None = None,
-        group_size: int | None = None,
-        server_momentum: float = 0.0,
-        checkpoint: str | Path | None = None,
-        device: str | torch.device = "auto",
         fraction_train: float = 1.0,
         fraction_evaluate: float = 1.0,
         min_train_nodes: int = 2,
@@ -144,44 +132,72 @@ class C2M3(FedAvg):
         configrecord_key: str = "config",
         train_metrics_aggr_fn: MetricsAggregation | None = None,
         evaluate_metrics_aggr_fn: MetricsAggregation | None = None,
+        *,
+        module: Architecture,
+        calibration: Calibration | None = None,
+        spec: PermutationSpec | None = None,
+        matcher: str | Matcher = DEFAULTS.matcher,
+        repair: Repair | None = DEFAULTS.repair,
+        guard: bool = DEFAULTS.guard,
+        robust: Robust | None = DEFAULTS.robust,
+        group_size: int | None = DEFAULTS.group_size,
+        predictions: Predictions | None = DEFAULTS.predictions,
+        task: TaskName | None = DEFAULTS.task,
+        device: str | torch.device = DEFAULTS.device,
+        moments_from: MomentsFrom = "server",
+        exchanges: int = 1,
+        exchange_timeout: float | None = None,
+        server_momentum: float = 0.0,
+        checkpoint: str | Path | None = None,
+        max_lost_rounds: int = 3,
     ) -> None:
         super().__init__(
-            fraction_train=fraction_train,
-            fraction_evaluate=fraction_evaluate,
-            min_train_nodes=min_train_nodes,
-            min_evaluate_nodes=min_evaluate_nodes,
-            min_available_nodes=min_available_nodes,
+            fraction_train,
+            fraction_evaluate,
+            min_train_nodes,
+            min_evaluate_nodes,
+            min_available_nodes,
             weighted_by_key=weighted_by_key,
             arrayrecord_key=arrayrecord_key,
             configrecord_key=configrecord_key,
             train_metrics_aggr_fn=train_metrics_aggr_fn,
             evaluate_metrics_aggr_fn=evaluate_metrics_aggr_fn,
         )
-        _check_options(repair, moments_from, exchanges, robust, group_size)
-        self.module = module if isinstance(module, nn.Module) else module()
-        self.calibration = None if calibration is None else CalibrationSet.read(calibration, self.module)
-        self.spec = spec if spec is not None else trace(self.module, self.calibration)
-        self.reference = {name: tensor.detach().cpu() for name, tensor in self.module.state_dict().items()}
-        self.spec.check(self.reference)
-        self.matcher = resolve_matcher(matcher)
+        self._summarises = train_metrics_aggr_fn is not None, evaluate_metrics_aggr_fn is not None
+        self.options = MergeOptions(matcher, repair, guard, robust, group_size, predictions, task, device)
+        _check_exchange(self.options, moments_from, exchanges)
+        if max_lost_rounds < 1:
+            raise OptionError(f"max_lost_rounds is {max_lost_rounds}; a run ends after at least 1 lost round")
         self.moments_from = moments_from
         self.exchanges = exchanges
         self.exchange_timeout = exchange_timeout
-        self.repair: Method | None = repair if self._clients_measure or self.calibration is not None else None
-        self.guard = guard
-        self.robust = robust
-        self.group_size = group_size
-        learnt = [name for name, value in self.module.state_dict(keep_vars=True).items() if value.requires_grad]
-        self.momentum = ServerMomentum(server_momentum, learnt)
+        self.max_lost_rounds = max_lost_rounds
+        self.merger = Merger.prepare(module, spec, calibration, self._server_options(), trained_on=True)
+        self.merger.rehearse()
+        for sentence in shortcomings(self.merger.spec):
+            log(WARNING, "C2M3: %s", sentence)
+        self._module_layout = self.merger.layout
+        state = self.merger.module.state_dict(keep_vars=True)
+        self._wire = Wire({name: name for name in state})
+        self.momentum = ServerMomentum(server_momentum, [name for name, value in state.items() if value.requires_grad])
         self.checkpoint = None if checkpoint is None else Path(checkpoint)
-        self.device = resolve_device(device)
         self._grid: Grid | None = None
         self._broadcast: ArrayRecord | None = None
         self._asked = 0
+        self._lost: list[str] = []
         self._resumed = False
         self._rounds_before = 0
         self.train_metrics: dict[int, dict[str, object]] = {}
         self.evaluate_metrics: dict[int, dict[str, object]] = {}
+
+    def _server_options(self) -> MergeOptions:
+        """How the server merges: without repair, if the clients measure for it."""
+        return replace(self.options, repair=None) if self._clients_measure else self.options
+
+    @property
+    def spec(self) -> PermutationSpec:
+        """The permutation groups of what is federated."""
+        return self.merger.spec
 
     @property
     def _clients_measure(self) -> bool:
@@ -225,8 +241,10 @@ class C2M3(FedAvg):
             return initial_arrays, 0
         saved = Checkpoint.read(self.checkpoint)
         arrays = ArrayRecord({name: Array(array) for name, array in saved.arrays.items()})
-        if reason := defect(arrays.to_torch_state_dict(), self.reference):
-            raise CheckpointError(f"{self.checkpoint} does not fit the module: {reason}")
+        try:
+            self._adopt(arrays)
+        except (OptionError, ClientError, SpecError) as error:
+            raise CheckpointError(f"{self.checkpoint} does not fit the module: {error}") from error
         self._rounds_before = saved.round
         self.train_metrics = {number: dict(metrics) for number, metrics in saved.train_metrics.items()}
         self.evaluate_metrics = {number: dict(metrics) for number, metrics in saved.evaluate_metrics.items()}
@@ -250,37 +268,49 @@ class C2M3(FedAvg):
 
     def summary(self) -> None:
         """Log summary configuration of the strategy."""
+        options, spec = self.options, self.merger.spec
         log(INFO, "\t├──> C2M3 settings:")
-        log(INFO, "\t│\t├── Permutation groups: %d (%d neurons)", len(self.spec.groups), sum(self.spec.groups.values()))
-        log(INFO, "\t│\t├── Matcher: %s on %s", self.matcher, self.device)
-        log(INFO, "\t│\t├── Guard: %s", "on" if self.guard else "off")
-        log(INFO, "\t│\t├── Robust: %s", self.robust or "no")
-        log(INFO, "\t│\t├── Clients aligned at once: %s", self.group_size or "all")
+        log(INFO, "\t│\t├── Permutation groups: %d (%d neurons)", len(spec.groups), sum(spec.groups.values()))
+        log(INFO, "\t│\t├── Parameters that they move: %.1f %%", 100 * moved_share(spec))
+        log(INFO, "\t│\t├── Matcher: %s on %s", options.matcher, options.device)
+        log(INFO, "\t│\t├── Guard: %s", "on" if options.guard else "off")
+        log(INFO, "\t│\t├── Robust: %s", options.robust or "no")
+        log(INFO, "\t│\t├── Clients aligned at once: %s", options.group_size or "all")
         log(INFO, "\t│\t├── Server momentum: %s", self.momentum.factor)
         log(INFO, "\t│\t├── Checkpoint: %s", self.checkpoint or "none")
         log(INFO, "\t│\t└── Repair: %s", self._repair_summary())
         super().summary()
 
     def _repair_summary(self) -> str:
+        repair = self.options.repair or "none"
         if self._clients_measure:
-            return f"{self.repair or 'none'} (moments from the clients, exchanges: {self.exchanges})"
-        if self.calibration is None:
+            return f"{repair} (moments from the clients, exchanges: {self.exchanges})"
+        if self.merger.data is None:
             return "none (no calibration set)"
-        return f"{self.repair or 'none'} (calibration inputs: {len(self.calibration)})"
+        return f"{repair} (calibration inputs: {len(self.merger.data)})"
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Configure the next round of federated training."""
+        """Configure the next round of federated training.
+
+        Raises
+        ------
+        OptionError
+            If the arrays are not the module's.
+        CheckpointError
+            If the checkpoint holds an earlier run that was not resumed.
+        """
         if self.checkpoint is not None and not self._resumed and self.checkpoint.exists():
             raise CheckpointError(
                 f"{self.checkpoint} holds an earlier run: call resume() to go on with it, or move it away"
             )
         self._resumed = True
+        self._adopt(arrays)
         self._grid, self._broadcast = grid, arrays
-        if self._clients_measure and self.repair is not None:
-            if _CLIPPING_KEY in config:
-                raise ValueError(
+        if self._clients_measure and self.options.repair is not None:
+            if private.CLIPPING_KEY in config:
+                raise OptionError(
                     'moments_from="clients" does not go with client-side clipping: moments would leave the clients without '
                     "noise, and Flower's mods take replies with one ArrayRecord only; repair on the server, or not at all"
                 )
@@ -289,79 +319,113 @@ class C2M3(FedAvg):
         self._asked = len(messages)
         return messages
 
+    def _adopt(self, arrays: ArrayRecord) -> None:
+        """Learn from what is broadcast which tensors are federated, how they are called and of which dtype they are."""
+        module = self.merger.module
+        wire = Wire.of(arrays, module.state_dict(), dict(module.named_parameters()))
+        state_dict = wire.read(arrays)
+        layout = {name: self._module_layout[name].of_dtype(tensor.dtype) for name, tensor in state_dict.items()}
+        try:
+            examine(state_dict, layout)
+        except ClientError as error:
+            raise OptionError(f"the arrays to broadcast cannot be trained from: {error}") from error
+        if wire == self._wire and layout == self.merger.layout:
+            return
+        before = self.merger
+        self.merger = replace(before.restricted_to(layout), layout=layout)
+        self._wire = wire
+        if kept := [name for name in before.layout if name not in layout]:
+            log(INFO, "C2M3: %d tensors are not federated and stay the module's, %r first", len(kept), kept[0])
+            for sentence in shortcomings(self.merger.spec):
+                log(WARNING, "C2M3: %s", sentence)
+        self.merger.rehearse()
+
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Merge the clients' networks in the universe; keep the global model if there is nothing to merge."""
+        """Merge the clients' networks in the universe; keep the global model if there is nothing to merge.
+
+        Raises
+        ------
+        InconsistentMessageReplies
+            If several clients replied, and none of them with what the model holds, for one and the same reason.
+        AggregationError
+            If `max_lost_rounds` rounds in a row were lost.
+        SpecError, RepairError, OptionError
+            If the merge fails for a reason of the module, the calibration set or the options.
+        """
         server_round += self._rounds_before
         received = list(replies)
-        with_content, _ = self._check_and_log_replies(received, is_train=True, validate=False)
-        broadcast = None if self._broadcast is None else self._broadcast.to_torch_state_dict()
-        usable = read_replies(with_content, self.reference, self.weighted_by_key, broadcast)
-        arrays, metrics = self._merge(server_round, usable)
-        metrics["c2m3-left-out"] = len(received) - cast(int, metrics["c2m3-clients"])
+        if not received and not self._asked:
+            return None, None
+        with_content = private.with_content(self, received, is_train=True)
+        broadcast = None if self._broadcast is None else self._wire.read(self._broadcast)
+        read = ReplyReader(self._wire, self.merger.layout, self.weighted_by_key, broadcast).read(with_content)
+        if read.common_fault is not None:
+            raise InconsistentMessageReplies(
+                f"no reply of round {server_round} holds what the model holds: {read.common_fault}. What is broadcast first "
+                "(initial_arrays) decides what clients send back"
+            )
+        arrays, metrics = self._merge(server_round, read)
+        metrics["c2m3-left-out"] = len(received) - int(str(metrics["c2m3-clients"]))
         metrics["c2m3-silent"] = max(0, self._asked - len(received))
+        metrics["c2m3-lost"] = len(self._lost)
         if metrics["c2m3-silent"]:
-            log(WARNING, "aggregate_train: %d of %d clients did not reply", metrics["c2m3-silent"], self._asked)
+            log(WARNING, "aggregate_train: %d of %d replies are not here", metrics["c2m3-silent"], self._asked)
         self._asked = 0
         self.train_metrics[server_round] = dict(metrics)
+        if len(self._lost) >= self.max_lost_rounds:
+            raise AggregationError(
+                f"{len(self._lost)} rounds in a row gave no global model; the last one because {self._lost[-1]}"
+            )
         return arrays, metrics
 
-    def _merge(self, server_round: int, usable: Sequence[Reply]) -> tuple[ArrayRecord | None, MetricRecord]:
-        if not usable:
-            log(WARNING, "aggregate_train: No reply of round %d can be merged; the global model stays", server_round)
-            return None, MetricRecord({"c2m3-clients": 0})
+    def _merge(self, server_round: int, read: Replies) -> tuple[ArrayRecord | None, MetricRecord]:
+        if read.clients is None:
+            return None, self._without_model(server_round, [], "no reply can be merged")
         try:
-            aggregation = self._aggregate(usable)
-        except Exception as error:  # whatever happens here must cost this round only, not the run
-            log(
-                ERROR,
-                "aggregate_train: Round %d is lost, the global model stays: %r",
-                server_round,
-                error,
-                exc_info=True,
-            )
-            metrics = aggregate_metrics(
-                [reply.metrics for reply in usable], self.train_metrics_aggr_fn, self.weighted_by_key
-            )
-            metrics["c2m3-clients"] = len(usable)
-            return None, metrics
-        merged = [reply for position, reply in enumerate(usable) if position not in aggregation.excluded]
+            aggregation = self.merger.merge(read.clients)
+        except (SpecError, RepairError, OptionError):  # mistakes of the set-up are in every round
+            raise
+        except ClientError as error:
+            return None, self._without_model(server_round, read.usable, str(error))
+        except Exception as error:  # whatever else happens here must cost this round only
+            log(ERROR, "aggregate_train: Round %d fails", server_round, exc_info=True)
+            return None, self._without_model(server_round, read.usable, repr(error))
+        self._lost = []
+        merged = [read.usable[position] for position in aggregation.merged]
         for position, reason in aggregation.excluded.items():
-            leave_out(usable[position].name, reason)
-        metrics = aggregate_metrics(
-            [reply.metrics for reply in merged], self.train_metrics_aggr_fn, self.weighted_by_key
-        )
-        metrics["c2m3-clients"] = len(merged)
-        if self._clients_measure and self.repair is not None:
+            leave_out(read.usable[position].name, reason)
+        metrics = self._train_metrics(merged)
+        if self._clients_measure and self.options.repair is not None:
             aggregation = self._repair_by_clients(server_round, aggregation, merged, metrics)
-        metrics.update(_diagnostics(aggregation))
+        metrics.update(diagnostics(aggregation))
         log(INFO, "aggregate_train: Of round %d's candidates, %r is kept", server_round, aggregation.chosen)
-        return ArrayRecord(self._moved_on(aggregation)), metrics
+        return self._wire.write(self._moved_on(aggregation)), metrics
 
-    def _moved_on(self, aggregation: Aggregation) -> dict[str, torch.Tensor]:
+    def _without_model(self, server_round: int, usable: Sequence[Reply], reason: str) -> MetricRecord:
+        """Count a lost round; its metrics."""
+        self._lost.append(reason)
+        log(WARNING, "aggregate_train: Round %d is lost, the global model stays: %s", server_round, reason)
+        return self._train_metrics(usable)
+
+    def _train_metrics(self, replies: Sequence[Reply]) -> MetricRecord:
+        metrics = MetricRecord()
+        if replies:
+            contents = [reply.content for reply in replies]
+            given = contents if self._summarises[0] else common_metrics(contents)
+            metrics = self.train_metrics_aggr_fn(given, self.weighted_by_key)
+        metrics["c2m3-clients"] = len(replies)
+        return metrics
+
+    def _moved_on(self, aggregation: Aggregation) -> StateDict:
         """The next global network: the merged one, with the server's momentum."""
         if not self.momentum.factor or self._broadcast is None:
             return aggregation.state_dict
         if aggregation.chosen in ("aligned", "aligned-repaired"):
             self.momentum.restart()
             return aggregation.state_dict
-        return self.momentum.step(self._broadcast.to_torch_state_dict(), aggregation.state_dict)
-
-    def _aggregate(self, usable: Sequence[Reply]) -> Aggregation:
-        return aggregate(
-            self.module,
-            [reply.state_dict for reply in usable],
-            weights=[reply.weight for reply in usable],
-            spec=self.spec,
-            matcher=self.matcher,
-            calibration=self.calibration,
-            repair=None if self._clients_measure else self.repair,
-            guard=self.guard,
-            robust=self.robust,
-            group_size=self.group_size,
-            device=self.device,
-        )
+        return self.momentum.step(self._wire.read(self._broadcast), aggregation.state_dict)
 
     def _repair_by_clients(
         self, server_round: int, aggregation: Aggregation, merged: Sequence[Reply], metrics: MetricRecord
@@ -369,15 +433,16 @@ class C2M3(FedAvg):
         if self._grid is None:
             return aggregation
         started = time.perf_counter()
+        maps = aggregation.permutations
         repaired = repair_by_clients(
-            self.module,
+            self.merger.module,
             aggregation.state_dict,
-            measured(self.module, merged, aggregation.permutations, self.spec),
+            measured(self.merger.module, merged, [maps[each] for each in aggregation.merged], self.merger.spec),
             self._grid,
             query=RecordDict({self.configrecord_key: ConfigRecord({"server-round": server_round})}),
             arrayrecord_key=self.arrayrecord_key,
-            spread="pooled" if self.repair == "repair-pooled" else "mean",
-            bounded=self.repair == BOUNDED,
+            spread="pooled" if self.options.repair == "repair-pooled" else "mean",
+            bounded=self.options.repair in (BOUNDED, "auto"),
             exchanges=self.exchanges,
             timeout=self.exchange_timeout,
         )
@@ -388,7 +453,7 @@ class C2M3(FedAvg):
             aggregation,
             state_dict=repaired.state_dict,
             chosen=REPAIRED[aggregation.chosen],
-            repair_seconds=time.perf_counter() - started,
+            seconds={**aggregation.seconds, "repair": time.perf_counter() - started},
         )
 
     def configure_evaluate(
@@ -412,79 +477,27 @@ class C2M3(FedAvg):
         return metrics
 
     def _evaluation(self, received: list[Message]) -> MetricRecord | None:
-        with_content, _ = self._check_and_log_replies(received, is_train=False, validate=False)
         usable = []
-        for message in with_content:
-            records = list(message.content.metric_records.items())
-            weight = records[0][1].get(self.weighted_by_key) if len(records) == 1 else None
+        for message in private.with_content(self, received, is_train=False):
+            records = list(message.content.metric_records.values())
+            weight = records[0].get(self.weighted_by_key) if len(records) == 1 else None
             if is_weight(weight):
-                usable.append(records[0])
+                usable.append(message.content)
             else:
                 reason = f"{len(records)} MetricRecords, {self.weighted_by_key!r} is {weight!r}"
                 log(WARNING, "aggregate_evaluate: Left out node %d: %s", message.metadata.src_node_id, reason)
         if not usable:
             return None
-        return aggregate_metrics(usable, self.evaluate_metrics_aggr_fn, self.weighted_by_key)
+        return self.evaluate_metrics_aggr_fn(
+            usable if self._summarises[1] else common_metrics(usable), self.weighted_by_key
+        )
 
 
-def aggregate_metrics(
-    records: Sequence[tuple[str, MetricRecord]], function: MetricsAggregation, weighted_by_key: str
-) -> MetricRecord:
-    """A strategy's aggregation of the metrics that all clients sent in one form; a client's own id is none.
-
-    An aggregation that fails costs the metrics, not the round: the log says why.
-    """
-    common = {
-        key
-        for key, form in _forms(records[0][1]).items()
-        if key != CLIENT_ID_KEY and all(_forms(record).get(key, -1) == form for _, record in records)
-    }
-    contents = [
-        RecordDict({name: MetricRecord({key: value for key, value in record.items() if key in common})})
-        for name, record in records
-    ]
-    try:
-        return function(contents, weighted_by_key)
-    except Exception:  # a user's function, on what clients sent
-        log(ERROR, "The clients' metrics of this round cannot be aggregated", exc_info=True)
-        return MetricRecord()
-
-
-def _forms(record: MetricRecord) -> dict[str, int | None]:
-    """Length of each metric that is a list, None for numbers."""
-    return {key: len(value) if isinstance(value, list) else None for key, value in record.items()}
-
-
-def _check_options(
-    repair: Method | None, moments_from: MomentsFrom, exchanges: int, robust: Robust | None, group_size: int | None
-) -> None:
-    if repair not in (None, *get_args(Method)):
-        raise ValueError(f"there is no repair {repair!r}; choose one of {', '.join(get_args(Method))} or None")
+def _check_exchange(options: MergeOptions, moments_from: MomentsFrom, exchanges: int) -> None:
     if moments_from not in get_args(MomentsFrom):
-        raise ValueError(f"moments cannot come from {moments_from!r}; choose one of {', '.join(get_args(MomentsFrom))}")
-    if moments_from == "clients" and repair == "recalibrate":
-        raise ValueError('repair="recalibrate" needs data on the server; with moments_from="clients" use "repair"')
-    if robust not in (None, *get_args(Robust)):
-        raise ValueError(f"there is no robust mode {robust!r}; choose one of {', '.join(get_args(Robust))} or None")
-    if group_size is not None and group_size < 2:
-        raise ValueError(f"group_size is {group_size}; a group has at least 2 clients")
+        choices = ", ".join(get_args(MomentsFrom))
+        raise OptionError(f"moments cannot come from {moments_from!r}; choose one of {choices}")
+    if moments_from == "clients" and options.repair == "recalibrate":
+        raise OptionError('repair="recalibrate" needs data on the server; with moments_from="clients" use "repair"')
     if exchanges < 1:
-        raise ValueError(f"exchanges is {exchanges}; a repair by the clients takes at least 1")
-
-
-def _diagnostics(aggregation: Aggregation) -> dict[str, float]:
-    alignment = aggregation.alignment
-    scores = {f"c2m3-score-{name}": loss for name, loss in aggregation.scores.items()}
-    errors = {f"c2m3-errors-{name}": count for name, count in aggregation.errors.items()}
-    return {
-        "c2m3-chosen": CANDIDATES.index(aggregation.chosen),
-        "c2m3-objective-before": alignment.objective_before,
-        "c2m3-objective": alignment.objective,
-        "c2m3-moved": alignment.moved,
-        "c2m3-iterations": len(alignment.iterations) - 1,
-        "c2m3-matching-seconds": alignment.seconds,
-        "c2m3-repair-seconds": aggregation.repair_seconds,
-        "c2m3-guard-seconds": aggregation.guard_seconds,
-        **scores,
-        **errors,
-    }
+        raise OptionError(f"exchanges is {exchanges}; a repair by the clients takes at least 1")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from c2m3_fl.errors import OptionError
 from c2m3_fl.matching.activation_matching import ActivationMatcher, RecordedActivationMatcher
 from c2m3_fl.matching.block_frank_wolfe import BlockFrankWolfe
 from c2m3_fl.matching.camps import CampMoves
@@ -37,15 +38,15 @@ def resolve_matcher(matcher: str | Matcher) -> Matcher:
 
     Raises
     ------
-    ValueError
+    OptionError
         If there is no matcher of that name, or the object has no method `match`.
     """
     if isinstance(matcher, str):
         if matcher not in MATCHERS:
-            raise ValueError(f"there is no matcher {matcher!r}; the names are {', '.join(MATCHERS)}")
+            raise OptionError(f"there is no matcher {matcher!r}; the names are {', '.join(MATCHERS)}")
         return MATCHERS[matcher]()
     if not callable(getattr(matcher, "match", None)):
-        raise ValueError(f"{matcher!r} is no matcher: it has no method match(problem)")
+        raise OptionError(f"{matcher!r} is no matcher: it has no method match(problem)")
     return matcher
 
 

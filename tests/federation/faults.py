@@ -207,7 +207,12 @@ FAULTS: dict[str, Fault] = {
     "broadcastable shape": _tensors(
         _one(lambda t: t[:, :1].clone()), "sends a shape that NumPy would broadcast silently", "has shape (32, 1)"
     ),
-    "double": _tensors(_one(lambda t: t.double()), "sends float64 for float32", "is of torch.float64"),
+    "double": Fault(
+        "sends float64 for float32",
+        lambda: [reply(FAULTY_NODE, {name: tensor.double() for name, tensor in scene().own.items()})],
+        0,
+        "merged; converted to what is broadcast",
+    ),
     "integer": _tensors(_one(lambda t: t.long()), "sends integers for float32", "is of torch.int64"),
     "missing": _tensors(
         lambda own: {name: tensor for name, tensor in own.items() if name != "2.weight"},
@@ -233,7 +238,7 @@ FAULTS: dict[str, Fault] = {
     "no weight": _content(
         lambda a, m: {"arrays": a, "metrics": MetricRecord({"loss": 1.0})},
         "does not say its number of examples",
-        "None",
+        "sends no metric",
     ),
     "weight of zero": _weight(0, "claims 0 examples"),
     "negative weight": _weight(-5, "claims -5 examples"),

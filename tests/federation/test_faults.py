@@ -77,7 +77,7 @@ def test_who_does_not_answer_is_counted(flower_log: pytest.LogCaptureFixture) ->
     _, metrics = server.aggregate_train(1, honest_replies())
     assert metrics is not None
     assert (len(list(asked)), metrics["c2m3-silent"]) == (HONEST + 1, 1)
-    assert "1 of 6 clients did not reply" in flower_log.text
+    assert "1 of 6 replies are not here" in flower_log.text
 
 
 def test_one_client_of_absurd_size_is_measured_against_the_broadcast() -> None:
@@ -109,20 +109,23 @@ def test_a_fault_in_an_evaluation_costs_only_itself(fault: str, flower_log: pyte
     assert f"Left out node {FAULTY_NODE}" in flower_log.text
 
 
-def test_a_users_aggregation_of_metrics_that_fails_does_not_stop_the_round(
-    flower_log: pytest.LogCaptureFixture,
-) -> None:
-    def broken(records: list[RecordDict], key: str) -> MetricRecord:
-        raise KeyError("accuracy")
+def test_a_users_aggregation_of_metrics_gets_whole_replies_and_its_errors_surface() -> None:
+    seen: list[RecordDict] = []
 
-    server = strategy(train_metrics_aggr_fn=broken, evaluate_metrics_aggr_fn=broken)
-    arrays, metrics = server.aggregate_train(1, honest_replies())
-    assert arrays is not None
+    def own(records: list[RecordDict], key: str) -> MetricRecord:
+        seen.extend(records)
+        if any("accuracy" in record for content in records for record in content.metric_records.values()):
+            raise KeyError("accuracy")
+        return MetricRecord({"mine": len(records)})
+
+    server = strategy(train_metrics_aggr_fn=own, evaluate_metrics_aggr_fn=own)
+    _, metrics = server.aggregate_train(1, honest_replies())
     assert metrics is not None
-    assert metrics["c2m3-clients"] == HONEST
-    evaluated = answer(1, RecordDict({"m": MetricRecord({"num-examples": 1, "loss": 1.0})}))
-    assert server.aggregate_evaluate(1, [evaluated]) == MetricRecord()
-    assert "cannot be aggregated" in flower_log.text
+    assert (metrics["mine"], metrics["c2m3-clients"]) == (HONEST, HONEST)
+    assert all(list(content.array_records) == ["arrays"] for content in seen)
+    evaluated = answer(1, RecordDict({"m": MetricRecord({"num-examples": 1, "accuracy": 1.0})}))
+    with pytest.raises(KeyError, match="accuracy"):
+        server.aggregate_evaluate(1, [evaluated])
 
 
 def test_nothing_to_evaluate_is_no_error() -> None:
