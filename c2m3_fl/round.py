@@ -99,7 +99,8 @@ def examine(state_dict: Mapping[str, Any], layout: Layout) -> Client:
         # Sums in float64 are finite if all entries are, and of float64 entries nearly always.
         if not math.isfinite(total) and not _is_allowed(tensor, layout[name].infinite):
             raise ClientError(f"tensor {name!r} has entries that are NaN or infinite")
-    return Client(tensors, tuple(sums))
+    as_given = list(tensors) == list(state_dict) and all(tensors[name] is state_dict[name] for name in tensors)
+    return Client(state_dict if as_given else tensors, tuple(sums))
 
 
 def _fitting(name: str, tensor: Any, expected: Expected) -> Tensor:
@@ -111,7 +112,7 @@ def _fitting(name: str, tensor: Any, expected: Expected) -> Tensor:
         raise StructureError(f"tensor {name!r} has shape {tuple(tensor.shape)}, not {tuple(expected.shape)}")
     if _kind(tensor.dtype) != _kind(expected.dtype):
         raise StructureError(f"tensor {name!r} is of {tensor.dtype}, not {expected.dtype}")
-    fitting: Tensor = tensor.detach().to(expected.dtype)
+    fitting: Tensor = (tensor.detach() if tensor.requires_grad else tensor).to(expected.dtype)
     return fitting
 
 
