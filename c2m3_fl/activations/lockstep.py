@@ -158,6 +158,7 @@ class Lockstep:
             if self.calls < site.calls:
                 return None
             self.passes[self.batch].pause()
+            torch.clear_autocast_cache()  # it may hold the parameters as they were
             return layer.forward(*args, **kwargs)
 
         return hook
