@@ -4,6 +4,7 @@ from c2m3_fl.symmetry.axes import Axis, Factor, Permutations, Segment, SpecError
 from c2m3_fl.symmetry.explain import moved_share, shortcomings
 from c2m3_fl.symmetry.groups import PermutationGroups, Pin
 from c2m3_fl.symmetry.spec import PermutationSpec
+from c2m3_fl.symmetry.wrappers import plain_module, plain_name
 
 __all__ = [
     "Axis",
@@ -17,5 +18,7 @@ __all__ = [
     "compose",
     "invert",
     "moved_share",
+    "plain_module",
+    "plain_name",
     "shortcomings",
 ]

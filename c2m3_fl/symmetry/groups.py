@@ -22,6 +22,10 @@ NOT_REACHED = "is not reached by `forward`"
 
 _AXIS = re.compile(r"\[\d+\](?: \(in part\))?$")
 _GROUP_NAME = re.compile(r"(?!\d+$)[^\s*+]+")
+_AS_BITS = {
+    **{torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: torch.int64},
+    **dict.fromkeys((torch.float8_e4m3fn, torch.float8_e4m3fnuz, torch.float8_e5m2, torch.float8_e5m2fnuz), torch.int8),
+}
 _FORMAT = "c2m3-permutation-spec"
 _VERSION = 1
 
@@ -279,7 +283,7 @@ class PermutationGroups:
             for dim, axis in enumerate(self.tensors[name]):
                 index = axis.index(permutations)
                 if index is not None:
-                    result = result.index_select(dim, index.to(result.device))
+                    result = _selected(result, dim, index.to(result.device))
             mapped[name] = result.clone() if result.data_ptr() == tensor.data_ptr() else result
         return mapped
 
@@ -329,6 +333,12 @@ class PermutationGroups:
             )
         except (KeyError, TypeError) as error:
             raise SpecError(f"the permutation spec is incomplete or malformed: {error!r}") from error
+
+
+def _selected(tensor: Tensor, dim: int, index: Tensor) -> Tensor:
+    if tensor.dtype in _AS_BITS:  # torch does not index these
+        return tensor.view(_AS_BITS[tensor.dtype]).index_select(dim, index).view(tensor.dtype)
+    return tensor.index_select(dim, index)
 
 
 def _fixed(segment: Segment, groups: Collection[str]) -> Segment:

@@ -11,6 +11,7 @@ on a copy whose tensors all are made generic.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,14 +20,19 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
 from c2m3_fl.symmetry.axes import Permutations, SpecError
-from c2m3_fl.symmetry.graph import copied, undisturbed
+from c2m3_fl.symmetry.exact import Exact
+from c2m3_fl.symmetry.failures import sentence
+from c2m3_fl.symmetry.graph import cast, convert, copied, undisturbed
 from c2m3_fl.symmetry.groups import PermutationGroups
+from c2m3_fl.symmetry.outputs import tensors_of
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-4}
 """Largest change of an output, relative to its largest element, that rounding explains."""
+# A network that makes tensors of one type itself may run in this type only, or only without `Exact`.
+_WAYS = ((torch.float64, True), (torch.float32, True), (torch.float64, False), (torch.float32, False))
 
 _WRONG = "failed the proof: permuting it changes the outputs"
 _WRONG_TOGETHER = "failed the proof: permuting it together with others changes the outputs"
@@ -58,8 +64,8 @@ class Trial:
     """
 
     state: Mapping[str, Tensor]
-    runs: Sequence[tuple[Any, Sequence[Any]]]
-    forward: Callable[[Mapping[str, Tensor], Any], list[Any]]
+    runs: Sequence[tuple[Any, Sequence[Tensor]]]
+    forward: Callable[[Mapping[str, Tensor], Any], list[Tensor]]
     tolerance: float
 
     def change(self, spec: PermutationGroups, permutations: Permutations, run: int = 0) -> float:
@@ -131,16 +137,20 @@ def prepare(module: nn.Module, inputs: Sequence[Any], kwargs: Mapping[str, Any],
         If it runs neither in double nor in single precision, or gives outputs that are not finite or not repeatable.
     """
     failure: Exception | None = None
-    for dtype in TOLERANCE:
+    for dtype, exact in _WAYS:
         try:
-            trial = _prepare(module, (inputs, kwargs), generator, dtype)
+            trial = _prepare(module, (inputs, kwargs), generator, dtype, exact=exact)
         except SpecError:
             raise
-        except Exception as error:  # a module that makes tensors of one dtype itself
+        except Exception as error:
             failure = failure or error
             continue
         return trial
-    raise SpecError(f"the network does not run on random inputs like the examples: {failure}") from failure
+    assert failure is not None
+    raise SpecError(
+        f"the proof cannot run: the network fails on random inputs like the examples ({sentence(failure)}); pass "
+        "prove=False if you trust the trace"
+    ) from failure
 
 
 def _prepare(
@@ -148,31 +158,33 @@ def _prepare(
     examples: tuple[Sequence[Any], Mapping[str, Any]],
     generator: torch.Generator,
     dtype: torch.dtype,
+    *,
+    exact: bool,
 ) -> Trial:
     own = copied(module).eval().requires_grad_(False)
-    own.to(dtype)
+    convert(own, dtype)
     state = generic_state(own, generator)
 
-    def forward(state: Mapping[str, Tensor], example: Any) -> list[Any]:
+    def forward(state: Mapping[str, Tensor], example: Any) -> list[Tensor]:
         args, named = example
         # Buffers that the network updates as it runs must not change the state under test.
         fresh = {name: tensor.clone() if name in buffers else tensor for name, tensor in state.items()}
-        with torch.no_grad(), undisturbed():
+        with torch.no_grad(), undisturbed(), Exact(dtype) if exact else contextlib.nullcontext():
             torch.default_generator.manual_seed(0)
-            return tree_leaves(functional_call(own, fresh, tuple(args), dict(named), tie_weights=False))
+            return tensors_of(functional_call(own, fresh, tuple(args), dict(named), tie_weights=False))
 
     buffers = {name for name, _ in own.named_buffers()}
     runs = []
     for _ in range(_INPUTS):
         example = tree_map(lambda leaf: _like(leaf, dtype, generator), (list(examples[0]), dict(examples[1])))
         outputs = forward(state, example)
-        if not all(bool(leaf.isfinite().all()) for leaf in outputs if isinstance(leaf, Tensor)):
+        if any(_says_nothing(leaf) for leaf in outputs):
             raise SpecError(
                 "the proof cannot run: with generic weights the network's outputs are not finite on random inputs like "
                 "the examples; pass prove=False if you trust the trace"
             )
         runs.append((example, outputs))
-    return Trial(state, runs, forward, TOLERANCE[dtype])
+    return Trial(state, runs, forward, TOLERANCE[dtype if exact else torch.float32])
 
 
 def generic_state(module: nn.Module, generator: torch.Generator) -> dict[str, Tensor]:
@@ -186,6 +198,8 @@ def generic_state(module: nn.Module, generator: torch.Generator) -> dict[str, Te
 
 
 def _generic(tensor: Tensor, parameter: bool, generator: torch.Generator) -> Tensor:
+    if tensor.is_complex():
+        return torch.view_as_complex(_generic(torch.view_as_real(tensor), parameter, generator))
     if not tensor.is_floating_point() or not tensor.numel() or not bool(tensor.isfinite().all()):
         return tensor.clone()
     factor = 0.5 + torch.rand(tensor.shape, generator=generator, dtype=tensor.dtype).to(tensor.device)
@@ -207,14 +221,17 @@ def _like(leaf: Any, dtype: torch.dtype, generator: torch.Generator) -> Any:
     """A random input like an example: floats of its mean and spread, integers from its range."""
     if not isinstance(leaf, Tensor) or leaf.dtype == torch.bool or not leaf.numel():
         return leaf
+    if leaf.is_complex():
+        return torch.view_as_complex(_like(torch.view_as_real(leaf.resolve_conj()), dtype, generator))
     if not leaf.is_floating_point():
-        low, high = int(leaf.min()), int(leaf.max())
-        return torch.randint(low, high + 1, leaf.shape, generator=generator, dtype=leaf.dtype).to(leaf.device)
+        low, high = int(leaf.long().min()), int(leaf.long().max())
+        return torch.randint(low, high + 1, leaf.shape, generator=generator).to(leaf)
+    leaf = cast(leaf, dtype)
     if not bool(leaf.isfinite().all()):
-        return leaf.to(dtype)
+        return leaf
     spread = float(leaf.std()) if leaf.numel() > 1 else 0.0
     noise = torch.randn(leaf.shape, generator=generator, dtype=dtype).to(leaf.device)
-    return leaf.to(dtype).mean() + (spread if spread > 1e-6 else 1.0) * noise
+    return leaf.mean() + (spread if spread > 1e-6 else 1.0) * noise
 
 
 def _fails(trial: Trial, spec: PermutationGroups, tested: PermutationGroups, generator: torch.Generator) -> bool:
@@ -233,17 +250,27 @@ def _only(spec: PermutationGroups, groups: set[str]) -> PermutationGroups:
     return spec.pinned(dict.fromkeys(set(spec.groups) - groups, ""))
 
 
-def _difference(reference: Sequence[Any], outputs: Sequence[Any]) -> float:
+def _says_nothing(output: Tensor) -> bool:
+    """Whether an output is no number anywhere, or finite nowhere; some that are infinite by design are fine."""
+    if not output.numel() or not (output.is_floating_point() or output.is_complex()):
+        return False
+    return bool(output.isnan().any()) or not bool(output.isfinite().any())
+
+
+def _difference(reference: Sequence[Tensor], outputs: Sequence[Tensor]) -> float:
     largest = 0.0
     for a, b in zip(reference, outputs, strict=True):
-        if not isinstance(a, Tensor):
-            continue
         if a.shape != b.shape:
             return math.inf
+        if not a.numel():
+            continue
+        finite = a.isfinite()
+        if not torch.equal(finite, b.isfinite()) or not torch.equal(a[~finite], b[~finite]):
+            return math.inf
         if a.is_floating_point() or a.is_complex():
-            scale = float(a.abs().max()) if a.numel() else 0.0
-            gap = float((a - b).abs().max()) if a.numel() else 0.0
-            largest = max(largest, math.inf if math.isnan(gap) else gap / scale if scale else gap)
+            scale = float(a[finite].abs().max())
+            gap = float((a - b)[finite].abs().max())
+            largest = max(largest, gap / scale if scale else gap)
         elif not torch.equal(a, b):
             return math.inf
     return largest

@@ -13,6 +13,7 @@ from c2m3_fl.symmetry.explain import explain
 from c2m3_fl.symmetry.groups import PermutationGroups, Pin
 from c2m3_fl.symmetry.prove import prove as prove_groups
 from c2m3_fl.symmetry.trace import trace
+from c2m3_fl.symmetry.wrappers import plain_module
 
 __all__ = ["Axis", "Factor", "PermutationSpec", "Permutations", "Pin", "Segment", "SpecError", "compose", "invert"]
 
@@ -33,7 +34,8 @@ class PermutationSpec(PermutationGroups):
         Parameters
         ----------
         module
-            The network. It is copied; its parameters, mode and everything else stay as they are.
+            The network. It is copied; its parameters, mode and everything else stay as they are. Where it is compiled or
+            wrapped for data parallelism, the spec has the names of the network inside (`plain_module`).
         *inputs
             Example inputs of its `forward`, of the shapes that it will meet.
         kwargs
@@ -58,6 +60,7 @@ class PermutationSpec(PermutationGroups):
         >>> dict(PermutationSpec.from_module(net, torch.zeros(1, 4)).groups)
         {'0.out': 8}
         """
+        module = plain_module(module)
         found = trace(module, inputs, kwargs or {})
         spec = cls(found.groups, found.tensors, found.carried, found.pins, found.tied)
         return prove_groups(spec, module, inputs, kwargs or {}) if prove else spec

@@ -6,27 +6,24 @@ inputs and outputs are fixed. What is still free at the end is a permutation gro
 
 from __future__ import annotations
 
-import operator
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
+from torch.nn.parameter import is_lazy
 
 from c2m3_fl.symmetry import rules, symbols
 from c2m3_fl.symmetry.axes import Axis, Factor, Segment, SpecError
-from c2m3_fl.symmetry.graph import export
+from c2m3_fl.symmetry.graph import export, plain_target
 from c2m3_fl.symmetry.groups import NOT_REACHED, PermutationGroups, Pin
+from c2m3_fl.symmetry.interpret import Interpreter, pin_value
 from c2m3_fl.symmetry.naming import name_groups
-from c2m3_fl.symmetry.rules import Names
 from c2m3_fl.symmetry.symbols import Atom, Extent
-from c2m3_fl.symmetry.tensors import Stacked, Traced, Value, fixed, pin_all
-
-_INLINED = {"wrap_with_set_grad_enabled": 1, "wrap_with_autocast": 4, "tag_activation_checkpoint": 0}
-"""Operators that merely call a subgraph, and where among their arguments it is."""
+from c2m3_fl.symmetry.tensors import Traced, Value, pin_all
 
 
 @dataclass
@@ -37,15 +34,12 @@ class Trace:
     ----------
     tensors
         For each name in the state dict, its symbols; the names of a tied weight share them.
-    names
-        Hints for the groups' names.
-    unknown
-        Operators without a rule that pinned something, each with the module that calls it.
+    interpreter
+        What runs the graphs, with what it found.
     """
 
     tensors: dict[str, Traced]
-    names: Names = field(default_factory=Names)
-    unknown: list[tuple[str, str]] = field(default_factory=list)
+    interpreter: Interpreter = field(default_factory=Interpreter)
 
 
 def trace(module: nn.Module, inputs: Sequence[Any], kwargs: Mapping[str, Any]) -> PermutationGroups:
@@ -59,12 +53,15 @@ def trace(module: nn.Module, inputs: Sequence[Any], kwargs: Mapping[str, Any]) -
     state = module.state_dict(keep_vars=True)
     if strange := sorted(name for name, value in state.items() if not isinstance(value, Tensor)):
         raise SpecError(f"the module's state dict holds {strange}, which are no tensors; a spec cannot describe them")
+    if lazy := [name for name, value in state.items() if is_lazy(value)]:
+        raise SpecError(f"the module's tensors {lazy} have no shape yet: run it once on an example before it is traced")
     result = Trace(_leaves(state))
     used = _run_program(result, export(module, inputs, kwargs, training=False))
     # Auxiliary classifiers run in training only, yet read channels that would move: they have a say too.
     idle = {name for name, tensor in state.items() if isinstance(tensor, nn.Parameter)} - used
     if idle:
-        used |= _run_program(result, export(module, inputs, kwargs, training=True))
+        with contextlib.suppress(SpecError):  # parameters that only a pass reaches which cannot be recorded stay
+            used |= _run_program(result, export(module, inputs, kwargs, training=True))
     for name, traced in result.tensors.items():
         if name not in used:
             pin_all(traced, NOT_REACHED)
@@ -98,122 +95,24 @@ def _run_program(result: Trace, program: ExportedProgram) -> set[str]:
     values: list[Any] = []
     used: set[int] = set()
     for node, spec in zip(placeholders, signature.input_specs, strict=True):
-        if spec.target in result.tensors and spec.kind in (InputKind.PARAMETER, InputKind.BUFFER):
-            leaf = result.tensors[spec.target]
+        leaf = result.tensors.get(plain_target(spec.target))
+        if leaf is not None and spec.kind in (InputKind.PARAMETER, InputKind.BUFFER):
             if node.users:
                 used.add(id(leaf))
             values.append(leaf)
         elif spec.kind is InputKind.USER_INPUT:
-            values.append(rules.registry.fixed_like(node.meta.get("val"), "carries the network's input"))
+            values.append(rules.fixed_like(node.meta.get("val"), "carries the network's input"))
         else:
-            values.append(rules.registry.fixed_like(node.meta.get("val"), "meets a constant of the network"))
-    outputs = _run_graph(result, program.graph_module, values)
+            values.append(rules.fixed_like(node.meta.get("val"), "meets a constant of the network"))
+    outputs = result.interpreter.run(program.graph_module, values)
     for value, output in zip(outputs, signature.output_specs, strict=True):
         # A buffer that the network updates keeps its own order; all other results are the network's output.
-        if output.kind is OutputKind.BUFFER_MUTATION and output.target in result.tensors:
-            _tie(value, result.tensors[output.target])
+        leaf = result.tensors.get(plain_target(output.target))
+        if output.kind is OutputKind.BUFFER_MUTATION and leaf is not None:
+            _tie(value, leaf)
         else:
-            _pin_value(value, "carries the network's output")
+            pin_value(value, "carries the network's output")
     return {name for name, leaf in result.tensors.items() if id(leaf) in used}
-
-
-def _run_graph(result: Trace, module: fx.GraphModule, inputs: Sequence[Any]) -> list[Any]:
-    env: dict[fx.Node, Any] = {}
-    mutated = _mutated(module.graph)
-    feed = iter(inputs)
-    for node in module.graph.nodes:
-        if node.op == "placeholder":
-            value = next(feed)
-        elif node.op == "get_attr":
-            value = _attribute(module, node)
-        elif node.op == "call_function":
-            value = _run_node(result, node, env)
-        else:
-            return list(_mapped(node.args[0], env))
-        if isinstance(value, Traced) and value.uniform and node in mutated:
-            value = Traced(value.axes)
-        env[node] = value
-    return []
-
-
-def _run_node(result: Trace, node: fx.Node, env: Mapping[fx.Node, Any]) -> Any:
-    args, kwargs = _mapped(node.args, env), _mapped(node.kwargs, env)
-    if node.target is operator.getitem:
-        return args[0][args[1]]
-    if isinstance(node.target, torch._ops.OpOverload):
-        value, unknown = rules.apply(node.target, args, kwargs, node, result.names)
-    elif (name := getattr(node.target, "__name__", "")) in _INLINED and isinstance(
-        args[_INLINED[name]], fx.GraphModule
-    ):
-        place = _INLINED[name]
-        return _run_graph(result, args[place], args[place + 1 :])
-    else:
-        value, unknown = _opaque(node, args, kwargs)
-    if unknown is not None:
-        result.unknown.append((unknown, _caller(node)))
-    return value
-
-
-def _opaque(node: fx.Node, args: Any, kwargs: Any) -> tuple[Any, str | None]:
-    """Something that is no ATen operator, such as control flow: pin what it touches."""
-    name = getattr(node.target, "__name__", str(node.target))
-    tensors = [value for value in _flat((args, kwargs)) if isinstance(value, (Traced, Stacked))]
-    for value in tensors:
-        _pin_value(value, f"used by {name}, for which there is no rule")
-    return rules.registry.fixed_like(node.meta.get("val"), f"made by {name}"), name if tensors else None
-
-
-def _attribute(module: fx.GraphModule, node: fx.Node) -> Any:
-    value = module
-    for part in str(node.target).split("."):
-        value = getattr(value, part)
-    return fixed(value.shape, "meets a constant of the network") if isinstance(value, Tensor) else value
-
-
-def _mutated(graph: fx.Graph) -> set[fx.Node]:
-    """Nodes whose memory some operator writes to, followed back through whatever may be a view of its first operand."""
-    found: set[fx.Node] = set()
-    for node in graph.nodes:
-        schema = getattr(node.target, "_schema", None)
-        if schema is None or not schema.is_mutable:
-            continue
-        chain = [
-            node.args[i] for i, argument in enumerate(schema.arguments) if argument.is_write and i < len(node.args)
-        ]
-        while chain:
-            source = chain.pop()
-            if isinstance(source, (list, tuple)):
-                chain.extend(source)
-            elif isinstance(source, fx.Node) and source not in found:
-                found.add(source)
-                chain.extend(source.args[:1])
-    return found
-
-
-def _mapped(value: Any, env: Mapping[fx.Node, Any]) -> Any:
-    if isinstance(value, fx.Node):
-        return env[value]
-    if isinstance(value, (tuple, list)):
-        return [_mapped(item, env) for item in value]
-    if isinstance(value, dict):
-        return {key: _mapped(item, env) for key, item in value.items()}
-    return value
-
-
-def _flat(value: Any) -> list[Any]:
-    if isinstance(value, (tuple, list)):
-        return [leaf for item in value for leaf in _flat(item)]
-    if isinstance(value, dict):
-        return _flat(list(value.values()))
-    return [value]
-
-
-def _pin_value(value: Any, why: str) -> None:
-    if isinstance(value, Stacked):
-        for member in value.members:
-            pin_all(member, why)
-    elif isinstance(value, Traced):
-        pin_all(value, why)
 
 
 def _tie(value: Value, leaf: Traced) -> None:
@@ -221,25 +120,21 @@ def _tie(value: Value, leaf: Traced) -> None:
         for a, b in zip(value.axes, leaf.axes, strict=True):
             symbols.unify(a, b)
     else:
-        _pin_value(value, "updates a buffer")
+        pin_value(value, "updates a buffer")
         pin_all(leaf, "updates a buffer")
-
-
-def _caller(node: fx.Node) -> str:
-    stack = node.meta.get("nn_module_stack") or {}
-    return next((path for path, _ in reversed(list(stack.values())) if path), "the network")
 
 
 def _spec(state: Mapping[str, Tensor], result: Trace, used: set[str]) -> PermutationGroups:
     extents = {name: [symbols.written(extent) for extent in leaf.axes] for name, leaf in result.tensors.items()}
-    groups = name_groups(extents, result.names)
+    groups = name_groups(extents, result.interpreter.names)
     tensors = {name: tuple(_axis(extent, groups) for extent in axes) for name, axes in extents.items()}
     first: dict[int, str] = {}
     tied = {name: known for name, tensor in state.items() if (known := first.setdefault(id(tensor), name)) != name}
     parameters = [name for name, tensor in state.items() if isinstance(tensor, nn.Parameter) and name not in tied]
     pins = [Pin(name, NOT_REACHED) for name in parameters if name not in used]
     pins += [pin for name in parameters if name in used for pin in _pins(name, extents[name])]
-    pins += [Pin(caller, f"calls {name}, for which there is no rule") for name, caller in dict.fromkeys(result.unknown)]
+    unknown = dict.fromkeys(result.interpreter.unknown)
+    pins += [Pin(caller, f"calls {name}, for which there is no rule") for name, caller in unknown]
     sizes = {name: atom.size for atom, name in groups.items()}
     return PermutationGroups(sizes, tensors, frozenset(state) - frozenset(parameters), tuple(pins), tied)
 

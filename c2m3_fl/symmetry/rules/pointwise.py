@@ -11,10 +11,11 @@ from c2m3_fl.symmetry.tensors import Traced, broadcast, fixed, uniform
 
 # Operators that torch tags as pointwise need no mention; these lack the tag in one form or another.
 _POINTWISE = """
-    _pointwise masked_fill where dropout feature_dropout alpha_dropout feature_alpha_dropout rrelu relu relu6 hardtanh
+    _pointwise masked_fill where relu relu6 hardtanh
     hardswish threshold log_sigmoid copy fill zero _to_copy contiguous clone detach alias lift_fresh_copy lift_fresh
     square clip float_power true_divide subtract multiply divide rsub negative absolute arctan2 polar complex special_erf
-    special_expit greater less greater_equal less_equal not_equal fix
+    special_expit conj _conj resolve_conj resolve_neg _neg_view real imag
+    greater less greater_equal less_equal not_equal fix
 """
 
 
@@ -110,7 +111,7 @@ def arg_extremum(call: Call) -> Traced:
     return _reduced(call, x)
 
 
-@rule("cumsum", "cumprod", "logcumsumexp", "flip", "roll", "fft_fft", "tril", "triu")
+@rule("cumsum", "cumprod", "logcumsumexp", "flip", "roll", "tril", "triu")
 def ordered(call: Call) -> Any:
     """Functions that depend on the order along some axes and keep the shape."""
     x = call.tensor("self")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from c2m3_fl.symmetry import symbols
 from c2m3_fl.symmetry.rules.registry import Call, rule
 from c2m3_fl.symmetry.symbols import Extent
-from c2m3_fl.symmetry.tensors import Traced
+from c2m3_fl.symmetry.tensors import Traced, broadcast
 
 _SPATIAL = "spatial positions of pooling or resampling"
 _POOLS = [f"{kind}{n}d" for kind in ("max_pool", "avg_pool", "adaptive_avg_pool") for n in (1, 2, 3)]
@@ -37,10 +38,60 @@ def pool_with_indices(call: Call) -> list[Traced]:
     return [pool(call), pool(call)]
 
 
+@rule("grid_sampler", "grid_sampler_2d", "grid_sampler_3d", "_grid_sampler_2d_cpu_fallback")
+def grid_sample(call: Call) -> Traced:
+    """Values of each channel at the places of a grid."""
+    x, grid = call.tensor("input"), call.tensor("grid")
+    symbols.unify(x.axes[0], grid.axes[0])
+    for extent in (*x.axes[2:], grid.axes[-1]):
+        symbols.pin(extent, _SPATIAL)
+    return Traced((*x.axes[:2], *grid.axes[1:-1]))
+
+
+@rule("max_unpool2d", "max_unpool3d")
+def unpool(call: Call) -> Traced:
+    """Each value back to where its channel's window had it."""
+    x = broadcast([call.tensor("self"), call.tensor("indices")])
+    space = int(next(c for c in reversed(call.name) if c.isdigit()))
+    for extent in x.axes[x.ndim - space :]:
+        symbols.pin(extent, _SPATIAL)
+    return Traced((*x.axes[: x.ndim - space], *(symbols.pinned(n, _SPATIAL) for n in call.shape[-space:])))
+
+
+@rule("im2col", "col2im")
+def windows(call: Call) -> Traced:
+    """Windows of an image, laid side by side: channels, then the positions inside of a window; and the way back."""
+    x = call.tensor("self")
+    kernel = math.prod(call["kernel_size"])
+    channels = x.ndim - (3 if call.name == "aten::im2col" else 2)
+    for extent in x.axes[channels + 1 :]:
+        symbols.pin(extent, _SPATIAL)
+    if call.name == "aten::im2col":
+        made = symbols.product([x.axes[channels], symbols.pinned(kernel, _SPATIAL)])
+    else:
+        made, inside = symbols.split_trailing(x.axes[channels], kernel)
+        symbols.pin(inside, _SPATIAL)
+    space = (symbols.pinned(n, _SPATIAL) for n in call.shape[channels + 1 :])
+    return Traced((*x.axes[:channels], made, *space))
+
+
+@rule("unfold")
+def slide(call: Call) -> Traced:
+    """A window sliding along one axis."""
+    x = call.tensor("self")
+    dim = call["dimension"] % x.ndim
+    symbols.pin(x.axes[dim], _SPATIAL)
+    axes = list(x.axes)
+    axes[dim] = symbols.pinned(call.shape[dim], _SPATIAL)
+    return Traced((*axes, symbols.pinned(call["size"], _SPATIAL)))
+
+
 @rule("pad", "constant_pad_nd")
 def pad(call: Call) -> Any:
     """Padding with one value adds positions that fit any order; other modes look at neighbours."""
     x, amounts = call.tensor("self"), call["pad"]
+    if 0 in x.shape:
+        return NotImplemented  # how many there are depends on the data
     axes = list(x.axes)
     constant = call.args.get("mode", "constant") == "constant"
     for position in range(len(amounts) // 2):

@@ -75,20 +75,51 @@ def _convolved(call: Call, x: Traced, weight: Traced, out: Extent) -> Traced:
     return Traced((*batch, out, *(symbols.pinned(n, _SPATIAL) for n in call.shape[-space:])))
 
 
-@rule("matmul", "mm", "bmm", "mv", "dot")
+@rule("matmul", "mm", "bmm", "mv", "dot", "vdot", "linalg_matmul")
 def matmul(call: Call) -> Traced:
     """Contract the last axis of the first with the last but one of the second; batch axes broadcast."""
     a, b = (value for value in call.args.values() if isinstance(value, Traced))
     return _matmul(call, a, b)
 
 
-@rule("addmm", "baddbmm", "addbmm")
+@rule("addmm", "baddbmm", "addmv")
 def add_matmul(call: Call) -> Any:
     """A matrix product added to a tensor."""
     first, a, b = call.tensors
-    if call.name == "aten::addbmm":
-        return NotImplemented
     return broadcast([first, _matmul(call, a, b)])
+
+
+@rule("addbmm")
+def add_sum_of_matmuls(call: Call) -> Any:
+    """Matrix products, summed over their batch and added to a tensor."""
+    first, a, b = call.tensors
+    return broadcast([first, Traced(_matmul(call, a, b).axes[1:])])
+
+
+@rule("outer", "ger", "addr")
+def outer(call: Call) -> Traced:
+    """Every element of one vector with every one of another."""
+    *added, a, b = call.tensors
+    return broadcast([*added, Traced((a.axes[0], b.axes[0]))])
+
+
+@rule("inner")
+def inner(call: Call) -> Any:
+    """Contract the last axes; all others of both stay."""
+    a, b = call.tensors
+    if not a.ndim or not b.ndim:
+        return NotImplemented
+    symbols.unify(a.axes[-1], b.axes[-1])
+    return Traced((*a.axes[:-1], *b.axes[:-1]))
+
+
+@rule("cdist", "_euclidean_dist")
+def distances(call: Call) -> Traced:
+    """Distances between rows do not depend on the order inside of them."""
+    a, b = call.tensors
+    symbols.unify(a.axes[-1], b.axes[-1])
+    batch = broadcast([Traced(a.axes[:-2]), Traced(b.axes[:-2])]).axes
+    return Traced((*batch, a.axes[-2], b.axes[-2]))
 
 
 def _matmul(call: Call, a: Traced, b: Traced) -> Traced:
@@ -116,9 +147,12 @@ def name_attention(call: Call, batch: tuple[Extent, ...], inner: Extent, columns
 def einsum(call: Call) -> Any:
     """Unify the axes under each letter."""
     equation = call["equation"].replace(" ", "")
-    if "." in equation or "->" not in equation:
-        return NotImplemented
-    left, right = equation.split("->")
+    if "." in equation:
+        return NotImplemented  # its own decomposition does
+    left, arrow, right = equation.partition("->")
+    if not arrow:
+        letters = left.replace(",", "")
+        right = "".join(sorted(letter for letter in set(letters) if letters.count(letter) == 1))
     axes: dict[str, Extent] = {}
     for letters, tensor in zip(left.split(","), call.tensors, strict=True):
         for letter, extent in zip(letters, tensor.axes, strict=True):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -96,6 +96,9 @@ class Call:
         return sorted(d % ndim if ndim else 0 for d in ([given] if isinstance(given, int) else given))
 
 
+_SIZES = {f"aten::{name}" for name in ("sym_size", "sym_numel", "sym_stride", "sym_storage_offset", "size", "numel")}
+"""Operators that read how large a tensor is, not what it holds."""
+
 Rule = Callable[[Call], Any]
 RULES: dict[str, Rule] = {}
 STACKED: dict[str, Callable[[Call, Stacked], Any]] = {}
@@ -124,31 +127,28 @@ def stacked_rule(*names: str) -> Callable[[Callable[[Call, Stacked], Any]], Call
     return enter
 
 
-def apply(target: Any, args: Any, kwargs: Mapping[str, Any], node: Node, names: Names) -> tuple[Any, str | None]:
-    """Apply an operator's rule.
-
-    Returns
-    -------
-    tuple
-        The result, and the name of the operator where it has no rule and pinned something that could move.
-    """
+def apply(target: Any, args: Any, kwargs: Mapping[str, Any], node: Node, names: Names) -> Any:
+    """Apply an operator's rule; `NotImplemented` where it has none that fits."""
+    if not target._schema.returns and not target._schema.is_mutable:
+        return None  # an assertion: it gives nothing that could reach the output
     bound = bind(target, args, kwargs)
     name, function = lookup(target)
+    if name in _SIZES:
+        return node.meta.get("val")
     stacked = next((value for value in bound.values() if isinstance(value, Stacked)), None)
     if stacked is not None and stacked is _first(bound) and name in STACKED:
-        others = {key: _plain(value, name) for key, value in bound.items() if value is not stacked}
+        others = {key: plain(value, name) for key, value in bound.items() if value is not stacked}
         result = STACKED[name](Call(name, others, node, names), stacked)
         if result is not NotImplemented:
-            return result, None
-    call = Call(name, {key: _plain(value, name) for key, value in bound.items()}, node, names)
-    if function is not None:
-        try:
-            result = function(call)
-        except Exception:  # sizes that depend on data, or an overload that the rule does not know: pinning is sound
-            result = NotImplemented
-        if result is not NotImplemented:
-            return result, None
-    return _unknown(call)
+            return result
+    if function is None:
+        return NotImplemented
+    try:
+        result = function(Call(name, {key: plain(value, name) for key, value in bound.items()}, node, names))
+    except Exception:  # sizes that depend on data, or an overload that the rule does not know: what follows is sound
+        return NotImplemented
+    several = isinstance(node.meta.get("val"), (tuple, list))
+    return result if isinstance(result, (tuple, list)) == several else NotImplemented
 
 
 def bind(target: Any, args: Any, kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -175,14 +175,22 @@ def lookup(target: Any) -> tuple[str, Rule | None]:
     return name, None
 
 
-def _unknown(call: Call) -> tuple[Any, str | None]:
-    name = call.node.target._schema.name if hasattr(call.node.target, "_schema") else str(call.node.target)
-    why = f"used by {name}, for which there is no rule"
-    touched = [extent for tensor in call.tensors for extent in tensor.axes]
+def pin_unknown(node: Node, values: Iterable[Any]) -> tuple[Any, str | None]:
+    """Pin all that an operator without a rule touches.
+
+    Returns
+    -------
+    tuple
+        The fixed result, and the name of the operator where something could have moved.
+    """
+    target = node.target
+    name = target._schema.name if hasattr(target, "_schema") else getattr(target, "__name__", str(target))
+    tensors = list(_tensors(plain(value, name) for value in values))
+    touched = [extent for tensor in tensors for extent in tensor.axes]
     moved = any(symbols.reason(segment) is None for extent in touched for segment in symbols.expand(extent))
-    for tensor in call.tensors:
-        pin_all(tensor, why)
-    return fixed_like(call.node.meta.get("val"), f"made by {name}"), name if moved else None
+    for tensor in tensors:
+        pin_all(tensor, f"used by {name}, for which there is no rule")
+    return fixed_like(node.meta.get("val"), f"made by {name}"), name if moved else None
 
 
 def fixed_like(value: Any, why: str) -> Any:
@@ -204,13 +212,14 @@ def _first(bound: Mapping[str, Any]) -> Any:
     return next(iter(bound.values()))
 
 
-def _plain(value: Any, name: str) -> Any:
+def plain(value: Any, name: str) -> Any:
+    """An argument as rules take it: stacks joined, uniform tensors with symbols of their own."""
     if isinstance(value, Stacked):
         return value.join(f"positions of a stack that {name} takes whole")
     if isinstance(value, Traced):
         return refreshed(value)
     if isinstance(value, (list, tuple)):
-        return [_plain(item, name) for item in value]
+        return [plain(item, name) for item in value]
     return value
 
 

@@ -12,6 +12,7 @@ from c2m3_fl.symmetry.rules.registry import Call, rule
 from c2m3_fl.symmetry.symbols import UNIT, Extent
 from c2m3_fl.symmetry.tensors import Stacked, Traced, Value, fixed, unify_axes
 
+_MATRIX = ("t", "mT", "mH", "matrix_H", "adjoint")
 _SELECTED = "one position is picked out by its index"
 
 
@@ -67,7 +68,7 @@ def _unstack(x: Traced, shape: Sequence[int], dim: int) -> Stacked | None:
     return Stacked(dim, tuple(members))
 
 
-@rule("permute", "transpose", "t", "numpy_T", "movedim", "swapaxes", "swapdims", "moveaxis", "adjoint", "mT")
+@rule("permute", "transpose", "swapaxes", "swapdims", "movedim", "moveaxis", "numpy_T", *_MATRIX)
 def transpose(call: Call) -> Any:
     """Axes in another order."""
     x = call.tensor("self")
@@ -78,18 +79,21 @@ def transpose(call: Call) -> Any:
 def order_of(call: Call, ndim: int) -> list[int] | None:
     """Where each axis of a transposition's result comes from."""
     order = list(range(ndim))
-    if call.name == "aten::permute":
+    name = call.name.removeprefix("aten::")
+    if name == "permute":
         return [d % ndim for d in call["dims"]]
-    if call.name in ("aten::transpose", "aten::swapaxes", "aten::swapdims", "aten::t", "aten::mT"):
-        names = {"aten::transpose": ("dim0", "dim1"), "aten::swapdims": ("dim0", "dim1")}
-        if call.name in ("aten::t", "aten::mT"):
+    if name == "numpy_T":
+        return order[::-1]
+    if name in ("transpose", "swapaxes", "swapdims", *_MATRIX):
+        names = {"transpose": ("dim0", "dim1"), "swapdims": ("dim0", "dim1")}
+        if name in _MATRIX:
             a, b = (-2, -1) if ndim > 1 else (-1, -1)
         else:
-            first, second = names.get(call.name, ("axis0", "axis1"))
+            first, second = names.get(name, ("axis0", "axis1"))
             a, b = call[first], call[second]
         order[a], order[b] = order[b], order[a]
         return order
-    if call.name in ("aten::movedim", "aten::moveaxis"):
+    if name in ("movedim", "moveaxis"):
         source, target = call["source"], call["destination"]
         source, target = ([v] if isinstance(v, int) else v for v in (source, target))
         moved = {t % ndim: s % ndim for s, t in zip(source, target, strict=True)}
@@ -152,6 +156,8 @@ def cat(call: Call) -> Any:
     if not tensors:
         return NotImplemented
     dim = call["dim"] % tensors[0].ndim
+    if any(tensor.shape[dim] == 0 for tensor in tensors):
+        return NotImplemented  # how many there are depends on the data
     first = tensors[0]
     for tensor in tensors[1:]:
         unify_axes(without(first.axes, dim), without(tensor.axes, dim))
@@ -218,6 +224,29 @@ def slice_(call: Call) -> Any:
     symbols.pin(x.axes[dim], "every second (third, ...) position is picked out")
     axes = list(x.axes)
     axes[dim] = symbols.pinned(call.shape[dim], "every second (third, ...) position is picked out")
+    return Traced(tuple(axes))
+
+
+@rule("diagonal")
+def diagonal(call: Call) -> Any:
+    """The elements at equal positions of two axes."""
+    x = call.tensor("self")
+    a, b = call["dim1"] % x.ndim, call["dim2"] % x.ndim
+    if call["offset"] or symbols.size(x.axes[a]) != symbols.size(x.axes[b]):
+        return NotImplemented
+    symbols.unify(x.axes[a], x.axes[b])
+    return Traced((*(extent for d, extent in enumerate(x.axes) if d not in (a, b)), x.axes[a]))
+
+
+@rule("diag_embed")
+def diag_embed(call: Call) -> Any:
+    """A last axis as the diagonal of two; zeros elsewhere fit any order that both have."""
+    x = call.tensor("self")
+    if call["offset"]:
+        return NotImplemented
+    axes = list(x.axes[:-1])
+    for dim in sorted(d % (x.ndim + 1) for d in (call["dim1"], call["dim2"])):
+        axes.insert(dim, x.axes[-1])
     return Traced(tuple(axes))
 
 

@@ -59,7 +59,7 @@ def squeeze_stacked(call: Call, stacked: Stacked) -> Stacked:
     return Stacked(stacked.dim - (dim < stacked.dim), members)
 
 
-@stacked_rule("contiguous", "clone", "detach", "alias", "to", "dropout")
+@stacked_rule("contiguous", "clone", "detach", "alias", "to", "dropout", "type_as", "_to_copy")
 def keep_stacked(call: Call, stacked: Stacked) -> Stacked:
     """Nothing moves."""
     return stacked
