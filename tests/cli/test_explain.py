@@ -53,7 +53,7 @@ def test_factories_take_plain_arguments_and_files(tmp_path: Path, capsys: pytest
         ([f"{networks.PERCEPTRON}(width=5)", "--input", "1,3"], "width"),
         ([NETWORK, "--input", "1,x"], "is no shape"),
         ([NETWORK, "--input", "0,3"], "is no shape"),
-        ([NETWORK, "--input", "2,5"], "cannot be traced"),
+        ([NETWORK, "--input", "2,5"], "of shape (2, 5)"),
         ([NETWORK], "--input SHAPE"),
     ],
 )
