@@ -17,7 +17,7 @@ from c2m3_fl.symmetry import PermutationSpec, SpecError
 if TYPE_CHECKING:
     from c2m3_fl.federation.strategy import C2M3
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 """The same as in pyproject.toml, which Flower reads; a test compares them."""
 
 __all__ = [

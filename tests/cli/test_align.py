@@ -13,7 +13,7 @@ from torch import Tensor
 
 from c2m3_fl.cli import main
 from c2m3_fl.cli.checkpoints import Checkpoints
-from tests.cli.networks import PERCEPTRON, planted, save, weights
+from tests.cli.networks import PERCEPTRON, labelled, planted, save, weights
 
 
 @pytest.mark.parametrize("kind", ["maps.safetensors", "maps.json"])
@@ -73,8 +73,9 @@ def test_files_that_are_no_permutations(kind: str, tmp_path: Path, capsys: pytes
     assert main(["apply", str(maps), other, "--as", "b.safetensors", "-o", output]) == 2
 
 
-def test_many_files_are_never_in_memory_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Counted by what is alive each time a file is read: a group of two, the first, and the one that is compared."""
+@pytest.mark.parametrize("command", ["align", "merge"])
+def test_many_files_are_never_in_memory_at_once(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counted by what is alive each time a file is read: a group of two, and one or two that are compared with."""
     files = planted(tmp_path, 10)
     alive: list[weakref.ref[Tensor]] = []
     most = 0
@@ -90,7 +91,7 @@ def test_many_files_are_never_in_memory_at_once(tmp_path: Path, monkeypatch: pyt
         return found
 
     monkeypatch.setattr(Checkpoints, "__getitem__", watch)
-    assert (
-        main(["align", PERCEPTRON, *files, "--input", "1,6", "--group-size", "2", "-o", str(tmp_path / "m.json")]) == 0
-    )
+    options = ["--group-size", "2", "-o", str(tmp_path / "m.json" if command == "align" else tmp_path / "m.pt")]
+    data = ["--input", "1,6"] if command == "align" else ["--calibration", labelled(tmp_path, weights(0))]
+    assert main([command, PERCEPTRON, *files, *data, *options]) == 0
     assert most <= 4

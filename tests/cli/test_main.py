@@ -8,13 +8,12 @@ import pytest
 
 import c2m3_fl
 from c2m3_fl.cli import main
-from c2m3_fl.cli import main as _  # noqa: F401
 from c2m3_fl.cli.main import commands
 from c2m3_fl.cli.progress import Progress
 from tests.cli.networks import PERCEPTRON, planted
 
 
-def test_version_is_the_installed_one(capsys: pytest.CaptureFixture[str]) -> None:
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0
     assert c2m3_fl.__version__ in capsys.readouterr().out
 
