@@ -75,7 +75,7 @@ def test_files_that_are_no_permutations(kind: str, tmp_path: Path, capsys: pytes
 
 @pytest.mark.parametrize("command", ["align", "merge"])
 def test_many_files_are_never_in_memory_at_once(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Counted by what is alive each time a file is read: a group of two, and one or two that are compared with."""
+    """Counted by what is alive each time a file is read: a group of two, the first, and two that tie and are compared."""
     files = planted(tmp_path, 10)
     alive: list[weakref.ref[Tensor]] = []
     most = 0
@@ -94,4 +94,4 @@ def test_many_files_are_never_in_memory_at_once(command: str, tmp_path: Path, mo
     options = ["--group-size", "2", "-o", str(tmp_path / "m.json" if command == "align" else tmp_path / "m.pt")]
     data = ["--input", "1,6"] if command == "align" else ["--calibration", labelled(tmp_path, weights(0))]
     assert main([command, PERCEPTRON, *files, *data, *options]) == 0
-    assert most <= 4
+    assert most <= 5
