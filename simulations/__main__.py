@@ -6,24 +6,19 @@ import argparse
 import importlib
 import sys
 
-MODULES = {
-    "demo": "simulations.demo",
-    "deploy": "simulations.engines.deployment",
-    "federated": "simulations.experiments.federated.command",
-    "scale": "simulations.experiments.round.scale",
-}
-"""What is not of the paper, by name: modules with a function `main`, each imported only when it is asked for."""
+_MODULES = {"demo": "simulations.demo", "deploy": "simulations.engines.deployment"}
+"""What is no experiment, by name: modules with a function `main`, each imported only when it is asked for."""
 
 
 def main(arguments: list[str]) -> None:
     """Run the experiment that the command line names; what follows the name is the experiment's own."""
-    if arguments and arguments[0] in MODULES:
-        importlib.import_module(MODULES[arguments[0]]).main(arguments[1:])
+    if arguments and arguments[0] in _MODULES:
+        importlib.import_module(_MODULES[arguments[0]]).main(arguments[1:])
         return
-    from simulations.laboratory.commands import COMMANDS  # noqa: PLC0415 - they bring in all of the paper's experiments
+    from simulations.laboratory.command import COMMANDS  # noqa: PLC0415 - brings in all experiments
 
     parser = argparse.ArgumentParser(prog="python -m simulations", description="Experiments with C2M3 under Flower.")
-    parser.add_argument("experiment", choices=sorted((*MODULES, *COMMANDS)))
+    parser.add_argument("experiment", choices=sorted((*_MODULES, *COMMANDS)))
     parser.add_argument("options", nargs=argparse.REMAINDER, help="the experiment's own options; see NAME --help")
     chosen = parser.parse_args(arguments)
     COMMANDS[chosen.experiment](chosen.options)

@@ -16,7 +16,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from clients.data import ImageData, Split, load_data
 from clients.models import Norm, build_model
@@ -59,6 +59,24 @@ class EndpointConfig:
         norm = " BatchNorm" if self.norm == "batch" else ""
         width = "" if self.model.startswith("mlp") else f"-{self.width:g}x"
         return f"{_MODEL_LABELS.get(self.model, self.model)}{width}{norm}, {self.dataset}"
+
+    @property
+    def about(self) -> str:
+        """All of it but the seed, in words."""
+        width = "" if self.model.startswith("mlp:") else f" {self.width:g}x"
+        norm = f", {self.norm} norm" if self.model in ("resnet20", "vgg16") else ""
+        images = f"{self.train_size:,} training images" if self.train_size else "all training images"
+        return f"{self.model}{width}{norm} on {self.dataset}, {images}, {self.recipe.about}"
+
+    def build(self, data: ImageData) -> nn.Module:
+        """The network with random weights, from torch's global generator."""
+        return build_model(
+            self.model,
+            input_shape=data.input_shape,
+            num_classes=data.num_classes,
+            width=self.width,
+            norm=self.norm,
+        )
 
     def with_seed(self, seed: int) -> EndpointConfig:
         """The same network from another seed."""
@@ -129,13 +147,13 @@ class EndpointStore:
         self.device = device
         self._fingerprints: dict[tuple[str, int], str] = {}
 
-    def data(self, config: EndpointConfig) -> ImageData:
-        """The data set of a configuration."""
-        return find_data(config.dataset, self.data_dir)
+    def data(self, dataset: str) -> ImageData:
+        """A data set by name."""
+        return find_data(dataset, self.data_dir)
 
     def training(self, config: EndpointConfig) -> Split:
         """The images that a configuration's endpoints are trained on."""
-        return training_split(self.data(config), config.train_size)
+        return training_split(self.data(config.dataset), config.train_size)
 
     def path(self, config: EndpointConfig) -> Path:
         """Where a network is, or will be."""
@@ -157,16 +175,10 @@ class EndpointStore:
         return Endpoint(config, content["state_dict"], content["seconds"], content["hardware"])
 
     def _train(self, config: EndpointConfig, path: Path) -> None:
-        data = self.data(config)
+        data = self.data(config.dataset)
         started = time.perf_counter()
         with deterministic(derive_seed(config.seed)):
-            model = build_model(
-                config.model,
-                input_shape=data.input_shape,
-                num_classes=data.num_classes,
-                width=config.width,
-                norm=config.norm,
-            )
+            model = config.build(data)
             state = path.with_name(f".{path.stem}.state")
             loss = train(model, self.training(config), config.recipe, self.device, config.seed, state=state)
         seconds = time.perf_counter() - started

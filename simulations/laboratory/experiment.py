@@ -1,23 +1,25 @@
-"""What an experiment is: measurements, and how they are shown beside the paper's."""
+"""The protocol of an experiment: what it needs, its cells, how they are measured, summarised and drawn."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import statistics
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-from simulations.laboratory.laboratory import Laboratory
-from simulations.laboratory.ledger import Ledger, Record
+from simulations.laboratory.ledger import Cell, Record
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from simulations.laboratory.laboratory import Laboratory
 
 NOT_RUN = "not run yet at this size"
 
 
 @dataclass(frozen=True)
 class Table:
-    """Text for the results page.
+    """Text for a page.
 
     Attributes
     ----------
@@ -36,7 +38,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure for the results page.
+    """A figure for a page.
 
     Attributes
     ----------
@@ -54,8 +56,44 @@ class Picture:
 
 
 @dataclass(frozen=True)
+class Claim:
+    """What a source says, and whether it was so here.
+
+    Attributes
+    ----------
+    statement
+        The source's, in a sentence.
+    verdict
+        In words of the table of claims.
+    here
+        The numbers that the verdict is drawn from.
+    """
+
+    statement: str
+    verdict: Literal["held", "held in part", "not held"]
+    here: str
+
+    @classmethod
+    def judged(cls, statement: str, cases: Iterable[bool], here: str) -> Claim:
+        """Held where every case agrees, in part where some do."""
+        found = list(cases)
+        verdict: Literal["held", "held in part", "not held"] = "held in part" if any(found) else "not held"
+        return cls(statement, "held" if all(found) else verdict, here)
+
+
+def nothing(_records: Sequence[Record]) -> Iterator[str]:
+    """No findings."""
+    return iter(())
+
+
+def no_claims(_records: Sequence[Record]) -> Iterator[Claim]:
+    """No claims."""
+    return iter(())
+
+
+@dataclass(frozen=True)
 class Experiment:
-    """An experiment of the paper.
+    """An experiment.
 
     Attributes
     ----------
@@ -64,37 +102,33 @@ class Experiment:
     title
         For people.
     source
-        The paper's figures and tables.
+        The figures, tables or sections that it repeats; empty where it is this project's own.
     about
         What is done, in a sentence or two.
-    measure
-        Makes the measurements that are not in the ledger yet.
+    cells
+        What there is to measure in a laboratory, each cell with its needs. Making cells reads no data.
     tables
         Shows measurements; it is given those of one scale, possibly none.
     pictures
         Draws measurements.
     findings
         Sentences on what the measurements say, each derived from them.
+    claims
+        The source's claims that the measurements bear on.
+    page
+        Where it is shown: ``docs/PAGE.md``.
     """
 
     name: str
     title: str
     source: str
     about: str
-    measure: Callable[[Laboratory, Ledger], None]
+    cells: Callable[[Laboratory], Iterator[Cell]]
     tables: Callable[[Sequence[Record]], Iterator[Table]]
     pictures: Callable[[Sequence[Record]], Iterator[Picture]]
-    findings: Callable[[Sequence[Record]], Iterator[str]]
-
-
-def nothing(_records: Sequence[Record]) -> Iterator[str]:
-    """No findings."""
-    return iter(())
-
-
-def select(records: Sequence[Record], **about: object) -> list[Record]:
-    """The records whose description has these values."""
-    return [r for r in records if all(r.about.get(name) == value for name, value in about.items())]
+    findings: Callable[[Sequence[Record]], Iterator[str]] = nothing
+    claims: Callable[[Sequence[Record]], Iterator[Claim]] = no_claims
+    page: str = "results"
 
 
 def networks(records: Sequence[Record]) -> list[str]:
@@ -109,11 +143,8 @@ def percent(value: float, digits: int = 1) -> str:
 
 def spread(values: Sequence[float], form: str = "{:.3f}") -> str:
     """Mean, and standard deviation where there are several values."""
-    mean = sum(values) / len(values)
-    if len(values) == 1:
-        return form.format(mean)
-    deviation = (sum((v - mean) ** 2 for v in values) / (len(values) - 1)) ** 0.5
-    return f"{form.format(mean)} ± {form.format(deviation)}"
+    mean = form.format(statistics.fmean(values))
+    return mean if len(values) == 1 else f"{mean} ± {form.replace('+', '').format(statistics.stdev(values))}"
 
 
 def spread_percent(values: Sequence[float]) -> str:

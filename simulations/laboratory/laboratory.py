@@ -2,36 +2,38 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-import c2m3_fl
 from c2m3_fl.alignment import Alignment, align
 from c2m3_fl.averaging import average
 from c2m3_fl.matching import Matcher, resolve_matcher
 from c2m3_fl.repair import repair
 from c2m3_fl.symmetry import PermutationSpec
 from clients.data import DataError, Split
-from clients.models import build_model
 from clients.training import evaluate
-from simulations.laboratory.endpoints import Endpoint, EndpointConfig, EndpointStore, hardware
-from simulations.laboratory.ledger import Ledger
+from simulations.laboratory.endpoints import EndpointConfig, EndpointStore, fingerprint
+from simulations.laboratory.ledger import Cell
 from simulations.laboratory.scales import Scale
+from simulations.laboratory.staleness import code_fingerprint
 
 _SAMPLE_SEED = 11
 # REPAIR needs one pass where all of its images are one batch; 1,024 fit wherever these networks do.
 _CALIBRATION_BATCH = 1_024
 
-_CODE = ("matching", "repair", "analysis", "symmetry/axes.py", "symmetry/groups.py", "alignment.py", "averaging.py")
+METHODS: Mapping[str, str] = {"naive": "identity", "merge-many": "merge-many", "c2m3": "default"}
+"""Per method of the paper's Table 1, the name of the matcher here."""
+
+STAGES: Mapping[str, str] = {"average": "", "repaired": " + REPAIR", "refitted": " + least squares"}
+"""What becomes of matched networks, and how it is written behind a method's name."""
 
 Network = dict[str, Tensor]
+Images = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
@@ -44,17 +46,8 @@ class Quality:
     train_loss: float
 
 
-@dataclass(frozen=True, eq=False)
-class Merge:
-    """Networks matched, mapped to the universe and averaged there."""
-
-    alignment: Alignment
-    mapped: list[Network]
-    average: Network
-
-
 class Bench:
-    """One architecture on one data set: where networks are judged, matched and repaired.
+    """One architecture on one data set: where networks are judged and repaired.
 
     Parameters
     ----------
@@ -67,62 +60,112 @@ class Bench:
     """
 
     def __init__(self, config: EndpointConfig, store: EndpointStore, scale: Scale) -> None:
-        data = store.data(config)
+        data = store.data(config.dataset)
         self.device = store.device
-        self.module: nn.Module = build_model(
-            config.model,
-            input_shape=data.input_shape,
-            num_classes=data.num_classes,
-            width=config.width,
-            norm=config.norm,
-        ).to(memory_format=torch.channels_last)
+        self.module: nn.Module = config.build(data).to(memory_format=torch.channels_last)
         self.spec = PermutationSpec.from_module(self.module, data.test.select(torch.arange(2)).inputs())
-        sizes = scale.sizes[config.model]
+        sizes = scale.sizes_of(config)
         self.test = self._images(data.test, torch.arange(len(data.test))[: sizes.test or None])
         # Judged on images that the endpoints were trained on; calibrated on others of them.
-        seen = _shuffled(config, store)
+        seen = _shuffled(store.training(config))
         self.train = self._images(seen, torch.arange(len(seen))[: sizes.train or None])
         calibration, _ = self._images(seen, torch.arange(len(seen))[-sizes.calibration :])
         self.calibration = list(torch.split(calibration, _CALIBRATION_BATCH))
 
-    def _images(self, split: Split, indices: Tensor) -> tuple[Tensor, Tensor]:
+    def _images(self, split: Split, indices: Tensor) -> Images:
         chosen = split.select(indices)
         return chosen.inputs().to(self.device).contiguous(memory_format=torch.channels_last), chosen.labels
 
-    def score(self, network: Mapping[str, Tensor], on: tuple[Tensor, Tensor], size: int = 0) -> tuple[float, float]:
-        """Accuracy and loss of a network on images and labels, the first `size` of them where it is not 0."""
+    def score(self, network: Mapping[str, Tensor], on: Images | None = None, size: int = 0) -> tuple[float, float]:
+        """Accuracy and loss of a network on images and labels (the test set), the first `size` of them if not 0."""
+        images, labels = on or self.test
         self.module.load_state_dict(dict(network))
-        result = evaluate(self.module, on[0][: size or None], on[1][: size or None], self.device)
+        result = evaluate(self.module, images[: size or None], labels[: size or None], self.device)
         return result.accuracy, result.loss
 
-    def quality(self, network: Mapping[str, Tensor]) -> Quality:
-        """Judge a network."""
-        return Quality(*self.score(network, self.test), *self.score(network, self.train))
-
-    def merge(self, networks: Sequence[Network], matcher: str | Matcher) -> Merge:
-        """Match, map and average."""
-        alignment = align(networks, self.spec, matcher=matcher, device=self.device)
-        mapped = alignment.apply(networks)
-        return Merge(alignment, mapped, average(mapped))
+    def quality(self, network: Mapping[str, Tensor]) -> dict[str, float]:
+        """The fields of `Quality` of a network."""
+        return asdict(Quality(*self.score(network, self.test), *self.score(network, self.train)))
 
     def repaired(
-        self, merged: Network, endpoints: Sequence[Network], weights: Sequence[float] | None = None
+        self,
+        merged: Network,
+        endpoints: Sequence[Network],
+        weights: Sequence[float] | None = None,
+        method: Literal["repair", "least-squares"] = "repair",
     ) -> Network:
-        """REPAIR as in the paper (A.4): endpoints as mapped, the output layer left as it is."""
+        """REPAIR as in the paper (A.4): endpoints as mapped, the output layer left as it is; or least squares."""
         return repair(
             self.module,
             merged,
             endpoints,
             self.calibration,
             weights=weights,
-            method="repair",
+            method=method,
             output_layer=False,
             device=self.device,
         )
 
+    def stages(self, mapped: Sequence[Network]) -> dict[str, dict[str, float]]:
+        """Quality of the average of mapped networks, by stage of `STAGES`."""
+        merged = average(mapped)
+        return {
+            "average": self.quality(merged),
+            "repaired": self.quality(self.repaired(merged, mapped)),
+            "refitted": self.quality(self.repaired(merged, mapped, method="least-squares")),
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class Merge:
+    """Networks matched and mapped to the universe."""
+
+    alignment: Alignment
+    mapped: list[Network]
+
+
+class Group:
+    """Networks of one configuration from several seeds, with the bench to judge them on.
+
+    Parameters
+    ----------
+    bench
+        See `Bench`.
+    networks
+        The networks, in the order of their seeds.
+    """
+
+    def __init__(self, bench: Bench, networks: Sequence[Network]) -> None:
+        self.bench = bench
+        self.networks = list(networks)
+        self._merge_once = lru_cache(maxsize=8)(self._merge)
+
+    def merge(self, matcher: str | Matcher, members: Sequence[int] = ()) -> Merge:
+        """Match some of the networks, or all, and map them; the latest merges are remembered."""
+        once: Callable[..., Merge] = self._merge_once if _is_plain(matcher) else self._merge
+        return once(matcher, tuple(members))
+
+    def _merge(self, matcher: Any, members: tuple[int, ...]) -> Merge:
+        chosen = [self.networks[member] for member in members] if members else self.networks
+        alignment = align(chosen, self.bench.spec, matcher=matcher, device=self.bench.device)
+        return Merge(alignment, alignment.apply(chosen))
+
+    def merged_values(self, matcher: str | Matcher) -> dict[str, Any]:
+        """Merge all networks and judge the result."""
+        merge = self.merge(matcher)
+        return {
+            "objective": merge.alignment.objective,
+            "objective_before": merge.alignment.objective_before,
+            "matching_seconds": merge.alignment.seconds,
+            **self.bench.stages(merge.mapped),
+        }
+
+
+Measure = Callable[..., Mapping[str, Any]]
+
 
 class Laboratory:
-    """A scale, a store of endpoints and a folder of measurements.
+    """A scale and a store of endpoints.
 
     Parameters
     ----------
@@ -130,82 +173,95 @@ class Laboratory:
         The size of everything.
     store
         Trains endpoints or finds them.
-    output
-        Folder for the measurements, one file an experiment.
-    networks
-        Which of the scale's networks to work on; None for all that an experiment names.
     """
 
-    def __init__(self, scale: Scale, store: EndpointStore, output: Path, networks: Sequence[str] | None = None) -> None:
+    def __init__(self, scale: Scale, store: EndpointStore) -> None:
         self.scale = scale
         self.store = store
-        self.output = output
-        self.networks = networks
-        self._benches: dict[str, Bench] = {}
+        self.bench = lru_cache(maxsize=4)(self._bench)
+        self.group = lru_cache(maxsize=4)(self._group)
+        self._contents: dict[str, str | DataError] = {}
 
-    @property
-    def device(self) -> torch.device:
-        """Where everything runs."""
-        return self.store.device
+    def cell(
+        self,
+        network: str,
+        seeds: Sequence[int],
+        about: Mapping[str, Any],
+        measure: Measure,
+        *,
+        config: EndpointConfig | None = None,
+        **options: Any,
+    ) -> Cell:
+        """A measurement on endpoints.
 
-    def ledger(self, experiment: str) -> Ledger:
-        """The measurements of an experiment."""
-        return Ledger(self.output / f"{experiment}.jsonl", hardware(self.device))
-
-    def chosen(self, networks: Sequence[str]) -> list[str]:
-        """Those of an experiment's networks that this run works on.
-
-        Where the command line names none, a network whose data are not there is left out, and this is said.
+        Parameters
+        ----------
+        network
+            Name of the scale's network, by which tables know it.
+        seeds
+            Of the endpoints.
+        about
+            See `Cell`; the network is added.
+        measure
+            Takes the `Group` of endpoints, and the options.
+        config
+            The endpoints where they are not the scale's own of that name.
+        options
+            Matchers and plain values; the result depends on them.
         """
-        if self.networks is not None:
-            return [name for name in networks if name in self.networks]
-        return [name for name in networks if self._has_data(name)]
-
-    def _has_data(self, network: str) -> bool:
-        try:
-            self.store.data(self.scale.networks[network])
-        except DataError as error:
-            print(f"{network} is left out: {error}")
-            return False
-        return True
-
-    def bench(self, config: EndpointConfig) -> Bench:
-        """The bench of a configuration, built once."""
-        key = repr(config.with_seed(0))
-        if key not in self._benches:
-            self._benches[key] = Bench(config, self.store, self.scale)
-        return self._benches[key]
-
-    def endpoints(self, config: EndpointConfig, seeds: Sequence[int]) -> list[Endpoint]:
-        """Networks from several seeds."""
-        return [self.store.get(config.with_seed(seed)) for seed in seeds]
-
-    def networks_of(self, config: EndpointConfig, seeds: Sequence[int]) -> list[Network]:
-        """Their state dicts."""
-        return [endpoint.state_dict for endpoint in self.endpoints(config, seeds)]
-
-    def depends(self, config: EndpointConfig, seeds: Sequence[int], **more: Any) -> dict[str, Any]:
-        """What a measurement on endpoints depends on, for `Ledger.measure`."""
-        return {
-            "endpoints": [self.store.path(config.with_seed(seed)).name for seed in seeds],
-            "sizes": asdict(self.scale.sizes[config.model]),
-            "code": code_fingerprint(),
-            **more,
+        chosen = config or self.scale.networks[network]
+        depends = {
+            "networks": chosen.about,
+            "seeds": list(seeds),
+            "sizes": asdict(self.scale.sizes_of(chosen)),
+            "code": code_fingerprint(measure.__module__),
+            **{k: identify(v) if k == "matcher" else v for k, v in options.items()},
         }
+        return Cell(
+            {"network": network, **about},
+            depends,
+            (chosen.dataset,),
+            lambda: measure(self.group(chosen, tuple(seeds)), **options),
+        )
+
+    def depends(self, cell: Cell) -> dict[str, Any]:
+        """What a cell depends on, with the content of its data as far as they are there."""
+        contents = {name: self.content(name) for name in cell.needs}
+        return {**cell.depends, "data": contents} if None not in contents.values() else dict(cell.depends)
+
+    def content(self, dataset: str) -> str | None:
+        """A short name of what a data set holds; None where it is not there."""
+        content = self._content(dataset)
+        return None if isinstance(content, DataError) else content
+
+    def missing(self, cell: Cell) -> list[str]:
+        """Why a cell cannot be measured here: a sentence for each data set that is not there."""
+        return [str(found) for name in cell.needs if isinstance(found := self._content(name), DataError)]
+
+    def _content(self, dataset: str) -> str | DataError:
+        if dataset not in self._contents:
+            try:
+                data = self.store.data(dataset)
+                self._contents[dataset] = f"{fingerprint(data.train)} {fingerprint(data.test)}"
+            except DataError as error:
+                self._contents[dataset] = error
+        return self._contents[dataset]
+
+    def _bench(self, config: EndpointConfig) -> Bench:
+        return Bench(config, self.store, self.scale)
+
+    def _group(self, config: EndpointConfig, seeds: tuple[int, ...]) -> Group:
+        networks = [self.store.get(config.with_seed(seed)).state_dict for seed in seeds]
+        return Group(self.bench(config.with_seed(0)), networks)
 
 
-@lru_cache(maxsize=1)
-def code_fingerprint() -> str:
-    """A short name of the package's source: settings alone do not tell two versions of a matcher apart.
-
-    Read once per process, when the first measurement asks for it.
-    """
-    root = Path(c2m3_fl.__file__).parent
-    digest = hashlib.sha256()
-    for part in _CODE:
-        for path in sorted((root / part).rglob("*.py")) if (root / part).is_dir() else [root / part]:
-            digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()[:12]
+def _is_plain(matcher: str | Matcher) -> bool:
+    """Whether a matcher is a name or a record of plain settings: one that holds tensors cannot be compared."""
+    try:
+        hash(matcher)
+    except TypeError:
+        return False
+    return True
 
 
 def identify(matcher: str | Matcher) -> str:
@@ -213,12 +269,6 @@ def identify(matcher: str | Matcher) -> str:
     return repr(resolve_matcher(matcher))
 
 
-def quality_values(quality: Quality) -> dict[str, float]:
-    """Plain values for a record."""
-    return asdict(quality)
-
-
-def _shuffled(config: EndpointConfig, store: EndpointStore) -> Split:
-    split = store.training(config)
+def _shuffled(split: Split) -> Split:
     generator = torch.Generator().manual_seed(_SAMPLE_SEED)
     return split.select(torch.randperm(len(split), generator=generator))

@@ -1,185 +1,197 @@
-"""The results page: `docs/results.md` and one self-contained HTML file, made from the results that lie in JSON files."""
+"""Pages made of results: `docs/results.md` with its HTML, and blocks within pages whose words are written by people."""
 
 from __future__ import annotations
 
-import argparse
-import base64
-import html
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+
+import torch
 
 from simulations.laboratory.drawing import save
+from simulations.laboratory.endpoints import EndpointStore
 from simulations.laboratory.experiment import NOT_RUN, Experiment, Table
-from simulations.laboratory.results import Results, read_results
+from simulations.laboratory.laboratory import Laboratory
+from simulations.laboratory.ledger import Ledger, Record
+from simulations.laboratory.pages import Part, Section, as_html, as_markdown, replace_block
+from simulations.laboratory.scales import SCALES
 
+_WHOLE = "results"
 _SCALES = ("paper", "cpu")
 _TITLE = "The paper, reproduced"
 _INTRODUCTION = (
     "Every table and figure of C2M3 (Crisostomi et al., NeurIPS 2024), run by one command each, with the paper's own "
-    "numbers beside ours. This page is made from `docs/results/*.json` by `python -m simulations report`; nothing on it "
+    "numbers beside ours. This page is made from `docs/results/*.jsonl` by `python -m simulations report`; nothing on it "
     "is written by hand.",
     "Any of them is run again by `python -m simulations NAME --scale cpu --data-dir DIR`, and all by the name `paper`. "
-    "Networks and measurements are kept in a cache: what was interrupted goes on where it was.",
+    "What was interrupted goes on where it was, and what was measured by other code, or on other networks, than today's "
+    "is measured again; the page says of which figures that is so.",
     "The two sizes are `cpu` (narrow networks, few epochs: what a laptop does) and `paper` (the "
     "paper's networks and epochs, for a GPU). Accuracies of different sizes cannot be compared with one another or with "
     "the paper's; the order of the methods can.",
 )
 
 
+_REASONS = {
+    "plan": "another plan",
+    "networks": "networks of another recipe",
+    "data": "other data",
+    "sizes": "other numbers of images",
+    "code": "other code",
+}
+"""Why a measurement is stale, the first that applies."""
+
+
+def ledger_path(folder: Path, experiment: Experiment, scale: str) -> Path:
+    """Where an experiment's measurements are."""
+    return folder / f"{experiment.name}-{scale}.jsonl"
+
+
 @dataclass
-class _Section:
-    """A part of the page: text, tables and figures, in order."""
+class _Measured:
+    """What there is of an experiment at a scale: measurements to show, and by reason how many of which are stale."""
 
-    title: str
-    level: int
-    parts: list[str | Table | tuple[str, Path]] = field(default_factory=list)
+    scale: str
+    records: list[Record] = field(default_factory=list)
+    stale: dict[str, Counter[str]] = field(default_factory=dict)
 
 
-def build(experiments: Sequence[Experiment], results: Path, page: Path) -> None:
-    """Write the page.
+def measured(experiment: Experiment, scale: str, results: Path) -> _Measured | None:
+    """The measurements to show; None where there are none.
+
+    What is stale is shown, and said to be so, as long as nothing current takes its place: of a network with current
+    measurements only these are shown.
+    """
+    ledger = Ledger(ledger_path(results, experiment, scale))
+    # No data are read: the code, the networks' recipe and the sizes decide.
+    laboratory = Laboratory(SCALES[scale](), EndpointStore(Path(), Path(), torch.device("cpu")))
+    cells = {str(sorted(cell.about.items())): cell for cell in experiment.cells(laboratory)}
+    found = _Measured(scale)
+    judged: list[tuple[str, Record, str]] = []
+    for record in ledger.records():
+        cell = cells.get(str(sorted(record.about.items())))
+        changed = ["plan"] if cell is None else record.changed(cell.depends)
+        reason = next(
+            (words for name, words in _REASONS.items() if name in changed), "other options" if changed else ""
+        )
+        judged.append((str(record.about.get("network", "")), record, reason))
+    current = {network for network, _, reason in judged if not reason}
+    for network, record, reason in judged:
+        if reason and network in current:
+            continue
+        found.records.append(record)
+        if reason:
+            found.stale.setdefault(reason, Counter())[network] += 1
+    return found if found.records else None
+
+
+def write_pages(experiments: Sequence[Experiment], results: Path, docs: Path) -> list[Path]:
+    """Write all pages.
 
     Parameters
     ----------
     experiments
-        In the order of the page.
+        In the order of the pages.
     results
-        Folder of the JSON files.
-    page
-        The Markdown file; its HTML lies beside it, and figures in a folder beside it.
+        Folder of the measurements.
+    docs
+        Folder of the pages; figures go into a folder there.
+
+    Returns
+    -------
+    list of Path
+        The pages.
     """
-    figures = page.parent / "figures"
-    sections = [_Section(_TITLE, 1, list(_INTRODUCTION))]
+    found = {
+        experiment.name: [m for scale in _SCALES if (m := measured(experiment, scale, results)) is not None]
+        for experiment in experiments
+    }
+    docs.mkdir(parents=True, exist_ok=True)
+    whole = [each for each in experiments if each.page == _WHOLE]
+    sections = [Section(_TITLE, 1), _claims(whole, found), Section("About this page", 2, list(_INTRODUCTION))]
+    for experiment in whole:
+        sections.append(Section(_heading(experiment), 2, [experiment.about]))
+        sections += [_of_scale(experiment, each, docs / "figures") for each in found[experiment.name]]
+        if not found[experiment.name]:
+            missing = f"{NOT_RUN.capitalize()}: `python -m simulations {experiment.name}`."
+            sections.append(Section("Not run yet", 3, [missing, *experiment.tables(())]))
+    page = docs / f"{_WHOLE}.md"
+    page.write_text(as_markdown(sections, docs), encoding="utf-8")
+    page.with_suffix(".html").write_text(as_html(sections, docs), encoding="utf-8")
+    pages = [page, page.with_suffix(".html")]
     for experiment in experiments:
-        sections.append(_Section(f"{experiment.title} ({experiment.source})", 2, [experiment.about]))
-        found = [r for scale in _SCALES if (r := read_results(results, experiment.name, scale)) is not None]
-        sections += [_of_scale(experiment, each, figures) for each in found]
-        if not found:
-            sections.append(_not_run(experiment))
-    page.parent.mkdir(parents=True, exist_ok=True)
-    page.write_text(_markdown(sections, page.parent), encoding="utf-8")
-    page.with_suffix(".html").write_text(_html(sections), encoding="utf-8")
+        for each in found[experiment.name] if experiment.page != _WHOLE else ():
+            page = docs / f"{experiment.page}.md"
+            section = _of_scale(experiment, each, docs / "figures")
+            replace_block(page, f"{experiment.name}-{each.scale}", as_markdown([section], docs), experiment.title)
+            pages.append(page)
+    return list(dict.fromkeys(pages))
 
 
-def _not_run(experiment: Experiment) -> _Section:
-    section = _Section("Not run yet", 3, [f"{NOT_RUN.capitalize()}: `python -m simulations {experiment.name}`."])
-    section.parts += list(experiment.tables(()))
-    return section
+def as_text(experiment: Experiment, records: Sequence[Record]) -> str:
+    """What was found and its tables, without figures."""
+    parts: list[Part] = [f"- {finding}" for finding in experiment.findings(records)] if records else []
+    return as_markdown([Section(experiment.title, 2, [*parts, *experiment.tables(records)])], Path())
 
 
-def _of_scale(experiment: Experiment, results: Results, figures: Path) -> _Section:
-    section = _Section(f"Scale {results.scale}", 3)
-    section.parts.append(_set_up(experiment, results))
-    if unknown := [name for name in results.networks if name not in results.code]:
-        section.parts.append(
-            f"**Provisional** ({', '.join(unknown)}): measured while the matchers were being changed, by a version of the "
-            "code that was not recorded. To be measured again before any of it is relied on."
-        )
-    if findings := list(experiment.findings(results.records)):
+def _heading(experiment: Experiment) -> str:
+    return f"{experiment.title} ({experiment.source})" if experiment.source else experiment.title
+
+
+def _claims(experiments: Sequence[Experiment], found: dict[str, list[_Measured]]) -> Section:
+    rows = []
+    for experiment in experiments:
+        judged = [(m.scale, claim, m) for m in found[experiment.name] for claim in experiment.claims(m.records)]
+        for scale, claim, m in judged:
+            stale = " (stale)" if m.stale else ""
+            rows.append((claim.statement, experiment.source, claim.verdict + stale, f"{claim.here} [{scale}]"))
+    rows += [(statement, source, "could not be tried here", why) for statement, source, why in UNTRIED]
+    return Section(
+        "The paper's claims", 2, [Table("What held here", ("claim", "source", "verdict", "here"), tuple(rows))]
+    )
+
+
+UNTRIED = (
+    (
+        "The order of Table 1 on EMNIST letters",
+        "Table 1",
+        "torchvision downloads the letters from a host that cannot be reached here",
+    ),
+    ("Merged accuracy of ResNet20 at widths of 8 and 16", "Figure 8", "needs a GPU"),
+)
+"""What the paper claims and nobody could try: statement, source, why."""
+
+
+def _of_scale(experiment: Experiment, found: _Measured, figures: Path) -> Section:
+    section = Section(f"Scale {found.scale}", 3, [_set_up(experiment, found)])
+    section.parts += list(_staleness(found))
+    if findings := list(experiment.findings(found.records)):
         section.parts += ["What was found:", *(f"- {finding}" for finding in findings)]
-    section.parts += list(experiment.tables(results.records))
-    for picture in experiment.pictures(results.records):
-        path = figures / f"{picture.name}-{results.scale}.png"
+    section.parts += list(experiment.tables(found.records))
+    for picture in experiment.pictures(found.records):
+        path = figures / f"{picture.name}-{found.scale}.png"
         save(picture.figure, path)
         section.parts.append((picture.caption, path))
     return section
 
 
-def _set_up(experiment: Experiment, results: Results) -> str:
-    hardware = ", ".join(sorted({record.hardware for record in results.records}))
-    seconds = sum(record.seconds for record in results.records)
-    packages = results.environment["packages"]
+def _set_up(experiment: Experiment, found: _Measured) -> str:
+    hardware = ", ".join(sorted({record.hardware for record in found.records}))
+    seconds = sum(record.seconds for record in found.records)
+    networks: dict[str, dict[str, None]] = {}
+    for record in found.records:
+        if "networks" in record.depends:
+            networks.setdefault(str(record.about["network"]), {})[str(record.depends["networks"])] = None
+    listed = "; ".join(f"{name}: {' / '.join(abouts)}" for name, abouts in networks.items())
     return (
-        f"`python -m simulations {experiment.name} --scale {results.scale}`. Hardware: {hardware}; torch "
-        f"{packages['torch']}. {len(results.records)} measurements in {seconds:.0f} s, without training. Networks: "
-        + "; ".join(f"{name}: {_recipe(config)}" for name, config in results.networks.items())
-        + "".join(f"; code of {name}: {code}" for name, code in results.code.items())
-        + "."
+        f"`python -m simulations {experiment.name} --scale {found.scale}`. Hardware: {hardware}. "
+        f"{len(found.records)} measurements in {seconds:.0f} s, without training."
+        + (f" Networks: {listed}." if listed else "")
     )
 
 
-def _recipe(config: Mapping[str, Any]) -> str:
-    recipe = config["recipe"]
-    images = f"{config['train_size']:,} training images" if config["train_size"] else "all training images"
-    width = "" if config["model"] == "mlp" and config["width"] == 1 else f" {config['width']:g}x"
-    return (
-        f"{config['model']}{width} on {config['dataset']}, {images}, {recipe['epochs']} epochs, {recipe['optimizer']}, "
-        f"batch {recipe['batch_size']}, learning rate {recipe['learning_rate']:g}, "
-        f"weight decay {recipe['weight_decay']:g}, {recipe['precision']}"
-    )
-
-
-def _markdown(sections: Sequence[_Section], folder: Path) -> str:
-    blocks: list[str] = []
-    for section in sections:
-        blocks.append(f"{'#' * section.level} {section.title}")
-        for part in section.parts:
-            if isinstance(part, Table):
-                blocks += [f"**{part.title}**", "\n".join(_markdown_table(part))]
-            elif isinstance(part, tuple):
-                blocks += [f"![{part[0]}]({part[1].relative_to(folder).as_posix()})", f"*{part[0]}*"]
-            else:
-                blocks.append(part)
-    # The items of a list follow one another without a blank line.
-    return "\n\n".join(blocks).replace("\n\n- ", "\n- ") + "\n"
-
-
-def _markdown_table(table: Table) -> Iterator[str]:
-    for number, row in enumerate((table.columns, *table.rows)):
-        yield "| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |"
-        if number == 0:
-            yield "|" + " --- |" * len(row)
-
-
-_STYLE = (
-    "body{font:15px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem;color:#222}"
-    "table{border-collapse:collapse;margin:.5rem 0 1.5rem;font-size:.9em}"
-    "th,td{border-bottom:1px solid #ddd;padding:.25rem .7rem;text-align:left;font-variant-numeric:tabular-nums}"
-    "img{max-width:100%}figcaption{color:#555;font-size:.9em}figure{margin:1rem 0}code{background:#f3f3f3}"
-    "h2{margin-top:2.5rem;border-top:1px solid #ccc;padding-top:1rem}"
-)
-
-
-def _html(sections: Sequence[_Section]) -> str:
-    body: list[str] = []
-    for section in sections:
-        body.append(f"<h{section.level}>{html.escape(section.title)}</h{section.level}>")
-        for part in section.parts:
-            if isinstance(part, Table):
-                body.append(_html_table(part))
-            elif isinstance(part, tuple):
-                data = base64.b64encode(part[1].read_bytes()).decode()
-                caption = html.escape(part[0])
-                body.append(
-                    f'<figure><img alt="{caption}" src="data:image/png;base64,{data}">'
-                    f"<figcaption>{caption}</figcaption></figure>"
-                )
-            else:
-                body.append(f"<p>{_inline(part)}</p>")
-    return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{_TITLE}</title>'
-        f'<meta name="viewport" content="width=device-width"><style>{_STYLE}</style></head><body>\n'
-        + "\n".join(body)
-        + "\n</body></html>\n"
-    )
-
-
-def _inline(text: str) -> str:
-    """Markdown's code marks as HTML."""
-    pieces = html.escape(text).split("`")
-    return "".join(f"<code>{piece}</code>" if number % 2 else piece for number, piece in enumerate(pieces))
-
-
-def _html_table(table: Table) -> str:
-    head = "".join(f"<th>{html.escape(cell)}</th>" for cell in table.columns)
-    rows = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in table.rows)
-    return f"<p><b>{html.escape(table.title)}</b></p><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
-
-
-def parser() -> argparse.ArgumentParser:
-    """The options of ``python -m simulations report``."""
-    result = argparse.ArgumentParser(prog="python -m simulations report", description=__doc__)
-    result.add_argument("--results", type=Path, default=Path("docs/results"), help="folder of the JSON files")
-    result.add_argument("--page", type=Path, default=Path("docs/results.md"), help="the page; its HTML goes beside it")
-    return result
+def _staleness(found: _Measured) -> Iterator[str]:
+    for reason, counts in found.stale.items():
+        listed = ", ".join(f"{network} ({count})" if network else str(count) for network, count in counts.items())
+        yield f"**Stale,** since made with {reason} than today's: {listed}."

@@ -29,6 +29,15 @@ class Sizes:
 
 
 @dataclass(frozen=True)
+class Sets:
+    """Sets of networks: the numbers of networks in one, how many networks they are drawn from, most sets of one size."""
+
+    numbers: tuple[int, ...]
+    networks: int
+    most: int
+
+
+@dataclass(frozen=True)
 class Scale:
     """A size.
 
@@ -58,6 +67,14 @@ class Scale:
         Number of seeds of Git Re-Basin, and of random starts.
     timing_numbers
         Numbers of networks to time.
+    sets, by_activations
+        Per network, the sets to match by every method, and by activations.
+    compared
+        Per network, the numbers of networks that all matchers are compared on.
+    studied
+        The network of the study of matchers' variants.
+    more
+        Networks that only the comparison of matchers and matching by activations refer to.
     """
 
     name: str
@@ -72,10 +89,30 @@ class Scale:
     landscape_size: int
     matching_seeds: int
     timing_numbers: tuple[int, ...]
+    sets: Mapping[str, Sets]
+    by_activations: Mapping[str, Sets]
+    compared: Mapping[str, tuple[int, ...]]
+    studied: str
+    more: Mapping[str, EndpointConfig]
 
-    def at_width(self, network: str, width: float) -> EndpointConfig:
-        """A network at another width."""
-        return replace(self.networks[network], width=width)
+    def sized(self, network: str) -> EndpointConfig:
+        """A network of this scale, or one of `more`."""
+        return {**self.more, **self.networks}[network]
+
+    def sizes_of(self, config: EndpointConfig) -> Sizes:
+        """The images to judge a configuration's networks by."""
+        return self.sizes[config.model.partition(":")[0]]
+
+
+def _perceptron(width: int, depth: int = 3) -> EndpointConfig:
+    """784-W-...-W-10 on MNIST, by Adam in three epochs."""
+    recipe = Recipe(3, 128, optimizer="adam", learning_rate=1e-3, weight_decay=0.0, clip_norm=1.0)
+    return EndpointConfig("mnist", f"mlp:{'-'.join([str(width)] * depth)}", recipe)
+
+
+def _wide(config: EndpointConfig, width: float) -> EndpointConfig:
+    """A wide network that has seen 20,000 images twice and knows little."""
+    return replace(config, width=width, train_size=20_000, recipe=replace(config.recipe, epochs=2, warmup_epochs=0.4))
 
 
 def _smoke() -> Scale:
@@ -105,6 +142,11 @@ def _smoke() -> Scale:
         landscape_size=64,
         matching_seeds=2,
         timing_numbers=(2, 3),
+        sets={"mlp-mnist": Sets((2, 3), 3, 2)},
+        by_activations={"mlp-mnist": Sets((2,), 3, 1)},
+        compared={"mlp-mnist": (2, 3)},
+        studied="mlp-mnist",
+        more={},
     )
 
 
@@ -155,6 +197,33 @@ def _cpu() -> Scale:
         landscape_size=2_000,
         matching_seeds=9,
         timing_numbers=(2, 3, 5, 10),
+        sets={
+            "resnet20-bn-cifar10": Sets((2, 3, 4, 5, 7, 10), 10, 5),
+            "resnet20-cifar10": Sets((2, 3, 4, 5, 7, 10), 10, 5),
+            "vgg16-cifar10": Sets((2, 3, 5), 5, 5),
+            "mlp-mnist": Sets((2, 3, 5, 10), 20, 4),
+        },
+        by_activations={
+            "mlp128": Sets((2, 3, 5, 10), 20, 4),
+            "mlp512": Sets((5,), 10, 2),
+            "resnet20-cifar10": Sets((3, 5), 10, 3),
+            "vgg16-cifar10": Sets((3, 5), 5, 3),
+        },
+        compared={
+            "mlp512": (2, 3, 5, 10, 20),
+            "resnet20-cifar10": (2, 3, 5),
+            "vgg16-cifar10": (3, 5),
+            **dict.fromkeys(("mlp256", "mlp1024", "mlp256x1", "mlp256x6"), (5,)),
+            **dict.fromkeys(("resnet20-2x", "vgg16-1x"), (2, 3)),
+            "resnet20-4x": (2,),
+        },
+        studied="mlp512",
+        more={
+            **{f"mlp{width}": _perceptron(width) for width in (128, 256, 512, 1024)},
+            **{f"mlp256x{depth}": _perceptron(256, depth) for depth in (1, 6)},
+            **{f"resnet20-{width}x": _wide(resnet, width) for width in (2, 4)},
+            "vgg16-1x": _wide(vgg, 1),
+        },
     )
 
 
@@ -193,6 +262,13 @@ def _paper() -> Scale:
         landscape_size=0,
         matching_seeds=9,
         timing_numbers=(2, 3, 5, 10, 20),
+        sets={
+            name: Sets((2, 3, 5, 10), 10, 5) for name in ("resnet20-cifar10", "resnet20-bn-cifar10", "vgg16-cifar10")
+        },
+        by_activations={"resnet20-cifar10": Sets((3, 5), 10, 3)},
+        compared={"mlp-mnist": (2, 5, 10, 20), "resnet20-cifar10": (2, 3, 5, 10), "vgg16-cifar10": (2, 3)},
+        studied="mlp-mnist",
+        more={},
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -69,6 +69,20 @@ class Recipe:
     precision: Literal["float32", "bfloat16"] = "float32"
     clip_norm: float = 0.0
     label_smoothing: float = 0.0
+
+    @property
+    def about(self) -> str:
+        """All of it in words, but what is at its default."""
+        default = Recipe(self.epochs, self.batch_size)
+        shown = ("optimizer", "learning_rate", "weight_decay")
+        more = [
+            f"{each.name.replace('_', ' ')} {getattr(self, each.name):g}"
+            if isinstance(getattr(self, each.name), float)
+            else f"{each.name.replace('_', ' ')} {getattr(self, each.name)}"
+            for each in fields(self)[2:]
+            if each.name in shown or getattr(self, each.name) != getattr(default, each.name)
+        ]
+        return f"{self.epochs} epochs, batch {self.batch_size}, {', '.join(more)}"
 
     def rate(self, epoch: float) -> float:
         """The learning rate at a fraction of the training, counted in epochs."""

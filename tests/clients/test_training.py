@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 
 from clients.models import build_model
 from clients.training import Score, TrainOptions, derive_seed, deterministic, evaluate, predict, score, train
@@ -48,6 +49,23 @@ def test_no_epoch_changes_nothing() -> None:
 
 def test_the_proximal_term_holds_weights_near_their_start() -> None:
     assert 0 < distance_moved(replace(OPTIONS, proximal_mu=1.0)) < 0.5 * distance_moved(OPTIONS)
+
+
+def test_the_proximal_term_is_half_the_squared_distance_once() -> None:
+    options = replace(OPTIONS, epochs=3, batch_size=len(LABELS), momentum=0.0, learning_rate=0.1, proximal_mu=0.7)
+    found, _ = trained(options)
+    with deterministic(0):
+        expected = build_model("mlp", input_shape=(1, 4, 4), num_classes=2, width=0.1)
+    start = [p.detach().clone() for p in expected.parameters()]
+    for _ in range(options.epochs):
+        expected.zero_grad()
+        functional.cross_entropy(expected(INPUTS), LABELS).backward()  # type: ignore[no-untyped-call]
+        with torch.no_grad():
+            for p, p0 in zip(expected.parameters(), start, strict=True):
+                assert p.grad is not None
+                p.sub_(options.learning_rate * (p.grad + options.proximal_mu * (p - p0)))
+    for a, b in zip(found.parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
 
 def test_weight_decay_shrinks_weights() -> None:

@@ -19,14 +19,11 @@ class Method:
         Of its curves.
     overrides
         Fields of `SimulationSettings` and their values.
-    revision
-        To be raised when the strategy changes: its older measurements do not count any more then.
     """
 
     label: str
     colour: str
     overrides: Mapping[str, Any] = field(default_factory=dict)
-    revision: int = 1
 
 
 METHODS: dict[str, Method] = {
@@ -37,15 +34,15 @@ METHODS: dict[str, Method] = {
     ),
     "c2m3-align": Method("C2M3, no REPAIR", "#7fb2dd", {"strategy": "c2m3-align", "guard": False}),
     "c2m3-repair": Method("C2M3 + REPAIR", "#5b9bd5", {"strategy": "c2m3", "guard": False}),
-    "c2m3": Method("C2M3 + REPAIR, guard", "#0b3d78", {"strategy": "c2m3"}, 3),
-    "c2m3-unbounded": Method("C2M3 + unbounded REPAIR, guard", "#c77cba", {"strategy": "c2m3", "repair": "repair"}, 3),
+    "c2m3": Method("C2M3 + REPAIR, guard", "#0b3d78", {"strategy": "c2m3"}),
+    "c2m3-unbounded": Method("C2M3 + unbounded REPAIR, guard", "#c77cba", {"strategy": "c2m3", "repair": "repair"}),
     "c2m3-momentum": Method(
-        "C2M3 + REPAIR, guard, server momentum 0.5", "#08306b", {"strategy": "c2m3-momentum", "server_momentum": 0.5}, 2
+        "C2M3 + REPAIR, guard, server momentum 0.5", "#08306b", {"strategy": "c2m3-momentum", "server_momentum": 0.5}
     ),
     "c2m3-recalibrate": Method(
-        "C2M3 + recalibrated BatchNorm, guard", "#6c757d", {"strategy": "c2m3", "repair": "recalibrate"}, 2
+        "C2M3 + recalibrated BatchNorm, guard", "#6c757d", {"strategy": "c2m3", "repair": "recalibrate"}
     ),
-    "c2m3-groups": Method("C2M3 + REPAIR, guard, in groups of 3", "#3e7cb1", {"strategy": "c2m3", "group_size": 3}, 2),
+    "c2m3-groups": Method("C2M3 + REPAIR, guard, in groups of 3", "#3e7cb1", {"strategy": "c2m3", "group_size": 3}),
     "c2m3-private": Method(
         "C2M3 + REPAIR by clients", "#2a9d8f", {"strategy": "c2m3", "moments_from": "clients", "guard": False}
     ),

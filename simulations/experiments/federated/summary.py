@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from simulations.experiments.federated.benchmark import CLIENTS
-from simulations.experiments.federated.cells import Cell
+from simulations.experiments.federated.federations import SCALES, Federation
 from simulations.laboratory.ledger import Record
 
 _MEGABYTE = 1e6
@@ -89,7 +89,7 @@ class Result:
     Attributes
     ----------
     cell
-        The cell.
+        The federation.
     outcomes
         By name of the strategy.
     peers
@@ -98,17 +98,17 @@ class Result:
         The repetitions.
     """
 
-    cell: Cell
+    cell: Federation
     outcomes: Mapping[str, Outcome]
     peers: Peers | None
     seeds: tuple[int, ...]
 
 
-def summarise(cells: Sequence[Cell], records: Sequence[Record]) -> list[Result]:
-    """The cells that have been measured: the repetitions that FedAvg has, and the strategies that have them all."""
+def summarise(records: Sequence[Record]) -> list[Result]:
+    """The federations that have been measured: the seeds that FedAvg has, and the strategies that have them all."""
     known = {(r.about["cell"], r.about["method"], r.about["seed"]): r for r in records}
     results = []
-    for cell in cells:
+    for cell in _planned({cell for cell, _, _ in known}):
         seeds = tuple(seed for seed in cell.seeds if (cell.name, _REFERENCE, seed) in known)
         of = {
             method: [known[cell.name, method, seed] for seed in seeds]
@@ -120,6 +120,14 @@ def summarise(cells: Sequence[Cell], records: Sequence[Record]) -> list[Result]:
             peers = Peers.of(of[CLIENTS]) if cell.settings.num_server_rounds == 1 else None
             results.append(Result(cell, outcomes, peers, seeds))
     return results
+
+
+def _planned(names: Container[str]) -> list[Federation]:
+    """The federations of the scale that has most of these names."""
+    return max(
+        ([each for each in make() if each.name in names] for make in SCALES.values()),
+        key=len,
+    )
 
 
 @dataclass(frozen=True)

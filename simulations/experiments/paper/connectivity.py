@@ -2,72 +2,65 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from itertools import combinations, product
 from typing import Any
 
 from c2m3_fl.analysis import interpolate, landscape, positions
 from simulations.laboratory.drawing import grid, label
-from simulations.laboratory.experiment import NOT_RUN, Experiment, Picture, Table, networks, select, spread
-from simulations.laboratory.laboratory import Bench, Laboratory, Network, identify
-from simulations.laboratory.ledger import Ledger, Record
+from simulations.laboratory.experiment import (
+    NOT_RUN,
+    Experiment,
+    Picture,
+    Table,
+    networks,
+    spread,
+)
+from simulations.laboratory.laboratory import Group, Laboratory, Network
+from simulations.laboratory.ledger import Cell, Record, select
 
 NAME = "connectivity"
 _MODELS = 3
 _NAMES = "abc"
 _NETWORKS = ("mlp-mnist", "resnet20-cifar10", "vgg16-cifar10", "resnet20-cifar100")
 _SPACES = {"before": "as they come", "after": "in the universe"}
+_CURVES = (("before", False), ("after", False), ("after", True))
 
 
-def measure(laboratory: Laboratory, ledger: Ledger) -> None:
+def cells(laboratory: Laboratory) -> Iterator[Cell]:
     """Landscapes before and after, and curves between all pairs before, after, and after with REPAIR."""
-    for network in laboratory.chosen(_NETWORKS):
-        _measure_network(laboratory, ledger, network)
+    scale, seeds = laboratory.scale, range(_MODELS)
+    for network in _NETWORKS:
+        for (space, repaired), pair in product(_CURVES, combinations(seeds, 2)):
+            about = {"what": "curve", "space": space, "repaired": repaired, "pair": list(pair)}
+            options: dict[str, Any] = {"space": space, "repaired": repaired, "pair": pair, "points": scale.curve_points}
+            yield laboratory.cell(network, seeds, about, _curves, matcher="default", **options)
+        for space in _SPACES:
+            sizes: dict[str, Any] = {"points": scale.landscape_points, "size": scale.landscape_size}
+            about = {"what": "landscape", "space": space}
+            yield laboratory.cell(network, seeds, about, _surface, space=space, matcher="default", **sizes)
 
 
-def _measure_network(laboratory: Laboratory, ledger: Ledger, network: str) -> None:
-    scale = laboratory.scale
-    config = scale.networks[network]
-    depends = laboratory.depends(config, range(_MODELS), matcher=identify("default"))
-    spaces: dict[str, list[Network]] = {}
-
-    def space(name: str) -> list[Network]:
-        if not spaces:
-            spaces["before"] = laboratory.networks_of(config, range(_MODELS))
-            spaces["after"] = laboratory.bench(config).merge(spaces["before"], "default").mapped
-        return spaces[name]
-
-    for name, repaired in (("before", False), ("after", False), ("after", True)):
-        for p, q in combinations(range(_MODELS), 2):
-
-            def curves(name: str = name, repaired: bool = repaired, p: int = p, q: int = q) -> dict[str, Any]:
-                networks = space(name)
-                return _curves(laboratory.bench(config), networks[p], networks[q], scale.curve_points, repaired)
-
-            about = {"network": network, "what": "curve", "space": name, "repaired": repaired, "pair": [p, q]}
-            ledger.measure(about, {**depends, "points": scale.curve_points}, curves)
-    for name in _SPACES:
-
-        def surface(name: str = name) -> dict[str, Any]:
-            bench = laboratory.bench(config)
-            size = scale.landscape_size
-            a, b, c = space(name)
-            return asdict(
-                landscape(a, b, c, lambda n: bench.score(n, bench.test, size)[1], points=scale.landscape_points)
-            )
-
-        sizes = {"points": scale.landscape_points, "size": scale.landscape_size}
-        ledger.measure({"network": network, "what": "landscape", "space": name}, {**depends, **sizes}, surface)
+def _space(group: Group, space: str, matcher: str) -> list[Network]:
+    return group.merge(matcher).mapped if space == "after" else group.networks
 
 
-def _curves(bench: Bench, a: Network, b: Network, points: int, repaired: bool) -> dict[str, list[float]]:
+def _surface(group: Group, space: str, matcher: str, points: int, size: int) -> Mapping[str, Any]:
+    a, b, c = _space(group, space, matcher)
+    return asdict(landscape(a, b, c, lambda network: group.bench.score(network, size=size)[1], points=points))
+
+
+def _curves(
+    group: Group, *, space: str, repaired: bool, pair: tuple[int, int], points: int, matcher: str
+) -> Mapping[str, Any]:
+    a, b = (_space(group, space, matcher)[each] for each in pair)
     scores = []
     for position in positions(points):
         between = interpolate(a, b, position)
         if repaired and 0.0 < position < 1.0:
-            between = bench.repaired(between, [a, b], [1.0 - position, position])
-        scores.append(bench.score(between, bench.test))
+            between = group.bench.repaired(between, [a, b], [1.0 - position, position])
+        scores.append(group.bench.score(between))
     return {"position": list(positions(points)), "accuracy": [s[0] for s in scores], "loss": [s[1] for s in scores]}
 
 
@@ -151,7 +144,7 @@ EXPERIMENT = Experiment(
     title="Linear mode connectivity in the universe",
     source="Figures 3, 6 and 10",
     about="Loss in the plane of three networks (seeds 0 to 2) and on the segments between them, before and after mapping.",
-    measure=measure,
+    cells=cells,
     tables=tables,
     pictures=pictures,
     findings=findings,

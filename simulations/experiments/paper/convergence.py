@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
+from typing import Any
 
 from c2m3_fl.matching import FrankWolfe, MatchingProblem
 from simulations.laboratory.drawing import grid, label
-from simulations.laboratory.experiment import NOT_RUN, Experiment, Picture, Table, networks, select
-from simulations.laboratory.laboratory import Laboratory, identify
-from simulations.laboratory.ledger import Ledger, Record
+from simulations.laboratory.experiment import (
+    NOT_RUN,
+    Experiment,
+    Picture,
+    Table,
+    networks,
+)
+from simulations.laboratory.laboratory import Group, Laboratory
+from simulations.laboratory.ledger import Cell, Record, select
 
 NAME = "convergence"
 _MODELS = 3
@@ -19,35 +26,26 @@ _PATCH = 16
 _NETWORKS = ("mlp-mnist", "resnet20-cifar10", "vgg16-cifar10")
 
 
-def measure(laboratory: Laboratory, ledger: Ledger) -> None:
-    """Match three networks, and look at one map of two networks over the first steps."""
-    for network in laboratory.chosen(_NETWORKS):
-        config = laboratory.scale.networks[network]
-        depends = laboratory.depends(config, range(_MODELS), matcher=identify("frank-wolfe"), patch=_PATCH)
+def cells(laboratory: Laboratory) -> Iterator[Cell]:
+    """Three networks matched, and one map of two networks over the first steps."""
+    for network in _NETWORKS:
+        yield laboratory.cell(network, range(_MODELS), {"what": "history"}, _history, matcher="frank-wolfe")
+        yield laboratory.cell(network, range(2), {"what": "snapshots"}, _snapshots, steps=_SNAPSHOTS, patch=_PATCH)
 
-        def history(network: str = network) -> dict[str, list[float]]:
-            config = laboratory.scale.networks[network]
-            merge = laboratory.bench(config).merge(laboratory.networks_of(config, range(_MODELS)), "frank-wolfe")
-            iterations = merge.alignment.iterations
-            return {
-                "objective": [i.objective for i in iterations],
-                "step": [i.step_size for i in iterations if i.step_size is not None],
-            }
 
-        def snapshots(network: str = network) -> dict[str, list[list[list[float]]]]:
-            config = laboratory.scale.networks[network]
-            bench = laboratory.bench(config)
-            networks = laboratory.networks_of(config, range(2))
-            problem = MatchingProblem.build(networks, bench.spec, [1.0, 1.0], bench.device)
-            with ThreadPoolExecutor() as executor:
-                maps = [
-                    FrankWolfe(max_iterations=steps).ascend(problem, executor)[0][0][0]
-                    for steps in range(1, _SNAPSHOTS + 1)
-                ]
-            return {"maps": [m[:_PATCH, :_PATCH].tolist() for m in maps]}
+def _history(group: Group, matcher: str) -> Mapping[str, Any]:
+    iterations = group.merge(matcher).alignment.iterations
+    return {
+        "objective": [i.objective for i in iterations],
+        "step": [i.step_size for i in iterations if i.step_size is not None],
+    }
 
-        ledger.measure({"network": network, "what": "history"}, depends, history)
-        ledger.measure({"network": network, "what": "snapshots"}, depends, snapshots)
+
+def _snapshots(group: Group, steps: int, patch: int) -> Mapping[str, Any]:
+    problem = MatchingProblem.build(group.networks, group.bench.spec, [1.0, 1.0], group.bench.device)
+    with ThreadPoolExecutor() as executor:
+        maps = [FrankWolfe(max_iterations=count).ascend(problem, executor)[0][0][0] for count in range(1, steps + 1)]
+    return {"maps": [m[:patch, :patch].tolist() for m in maps]}
 
 
 def tables(records: Sequence[Record]) -> Iterator[Table]:
@@ -115,7 +113,7 @@ EXPERIMENT = Experiment(
     title="Convergence of Frank-Wolfe",
     source="Figures 11, 12 and 13",
     about="The paper's Algorithm 1, exact line search, on three networks (seeds 0 to 2); and one map over the first steps.",
-    measure=measure,
+    cells=cells,
     tables=tables,
     pictures=pictures,
     findings=findings,

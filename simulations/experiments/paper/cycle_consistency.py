@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from c2m3_fl.analysis import cycle, cycle_error, interpolate, positions
 from c2m3_fl.symmetry import Permutations
 from simulations.experiments.paper import published
 from simulations.laboratory.drawing import COLOURS, LABELS, grid, label
-from simulations.laboratory.experiment import NOT_RUN, Experiment, Picture, Table, networks, select
-from simulations.laboratory.laboratory import Bench, Laboratory, Network, identify
-from simulations.laboratory.ledger import Ledger, Record
+from simulations.laboratory.experiment import (
+    NOT_RUN,
+    Experiment,
+    Picture,
+    Table,
+    networks,
+)
+from simulations.laboratory.laboratory import Group, Laboratory
+from simulations.laboratory.ledger import Cell, Record, select
 
 NAME = "cycle-error"
 _NAMES = "ABC"
@@ -18,47 +25,40 @@ _NETWORKS = ("resnet20-cifar10", "vgg16-cifar10", "mlp-mnist")
 _MATCHERS: Mapping[str, str] = {"git-re-basin": "git-re-basin", "c2m3": "default"}
 
 
-def measure(laboratory: Laboratory, ledger: Ledger) -> None:
+def cells(laboratory: Laboratory) -> Iterator[Cell]:
     """The cycle from each of three networks, and the curve between the first one and its image."""
     points = laboratory.scale.curve_points
-    for network in laboratory.chosen(_NETWORKS):
-        config = laboratory.scale.networks[network]
+    for network in _NETWORKS:
         for method, matcher in _MATCHERS.items():
-
-            def values(network: str = network, method: str = method) -> dict[str, list[float]]:
-                config = laboratory.scale.networks[network]
-                bench, ends = laboratory.bench(config), laboratory.networks_of(config, range(len(_NAMES)))
-                maps = _pairwise(bench, ends) if method == "git-re-basin" else _through_universe(bench, ends)
-                errors = [cycle_error(end, maps[i:] + maps[:i], bench.spec) for i, end in enumerate(ends)]
-                image = bench.spec.apply(ends[0], cycle(maps))
-                scores = [bench.score(interpolate(ends[0], image, at), bench.test) for at in positions(points)]
-                return {
-                    "errors": errors,
-                    "position": list(positions(points)),
-                    "accuracy": [accuracy for accuracy, _ in scores],
-                    "loss": [loss for _, loss in scores],
-                }
-
-            ledger.measure(
-                {"network": network, "method": method},
-                laboratory.depends(config, range(len(_NAMES)), matcher=identify(matcher), points=points),
-                values,
+            seeds = range(len(_NAMES))
+            yield laboratory.cell(
+                network, seeds, {"method": method}, _cycle, maps=method, matcher=matcher, points=points
             )
 
 
-def _pairwise(bench: Bench, ends: Sequence[Network]) -> list[Permutations]:
+def _cycle(group: Group, maps: str, matcher: str, points: int) -> Mapping[str, Any]:
+    bench, ends = group.bench, group.networks
+    around = (_pairwise if maps == "git-re-basin" else _through_universe)(group, matcher)
+    image = bench.spec.apply(ends[0], cycle(around))
+    scores = [bench.score(interpolate(ends[0], image, at)) for at in positions(points)]
+    return {
+        "errors": [cycle_error(end, around[i:] + around[:i], bench.spec) for i, end in enumerate(ends)],
+        "position": list(positions(points)),
+        "accuracy": [accuracy for accuracy, _ in scores],
+        "loss": [loss for _, loss in scores],
+    }
+
+
+def _pairwise(group: Group, matcher: str) -> list[Permutations]:
     """A to B, B to C and C to A, each matched on its own."""
-    following = [*ends[1:], ends[0]]
-    return [
-        bench.merge([here, there], _MATCHERS["git-re-basin"]).alignment.pairwise(1, 0)
-        for here, there in zip(ends, following, strict=True)
-    ]
+    count = len(group.networks)
+    return [group.merge(matcher, (here, (here + 1) % count)).alignment.pairwise(1, 0) for here in range(count)]
 
 
-def _through_universe(bench: Bench, ends: Sequence[Network]) -> list[Permutations]:
+def _through_universe(group: Group, matcher: str) -> list[Permutations]:
     """The same maps through one universe."""
-    alignment = bench.merge(ends, _MATCHERS["c2m3"]).alignment
-    return [alignment.pairwise((source + 1) % len(ends), source) for source in range(len(ends))]
+    count = len(group.networks)
+    return [group.merge(matcher).alignment.pairwise((source + 1) % count, source) for source in range(count)]
 
 
 def tables(records: Sequence[Record]) -> Iterator[Table]:
@@ -112,7 +112,7 @@ EXPERIMENT = Experiment(
     title="Cycle error",
     source="Figures 2a and 2b",
     about="Network A (seed 0) is mapped to B (1), to C (2) and back to A, by pairwise maps and through the universe.",
-    measure=measure,
+    cells=cells,
     tables=tables,
     pictures=pictures,
     findings=findings,

@@ -6,40 +6,44 @@ from collections.abc import Iterator, Sequence
 from itertools import product
 
 from simulations.experiments.paper import published
+from simulations.experiments.paper.merging import endpoint_cells, merged, stages_of
 from simulations.laboratory.drawing import COLOURS, LABELS, grid, label
-from simulations.laboratory.experiment import Experiment, Picture, Table, networks, percent, select
-from simulations.laboratory.laboratory import Laboratory
-from simulations.laboratory.ledger import Ledger, Record
-from simulations.laboratory.merging import METHODS, measure_endpoint, measure_merged
+from simulations.laboratory.experiment import (
+    Experiment,
+    Picture,
+    Table,
+    networks,
+    percent,
+)
+from simulations.laboratory.laboratory import METHODS, Laboratory
+from simulations.laboratory.ledger import Cell, Record, select
 
 NAME = "increasing-n"
-_STAGES = ("average", "repaired")
+_LINES = {"average": "--", "repaired": "-", "refitted": ":"}
 
 
-def measure(laboratory: Laboratory, ledger: Ledger) -> None:
-    """Merge the networks of seeds 0 .. n - 1, for every n of the scale."""
-    for network in laboratory.chosen(tuple(laboratory.scale.many)):
-        config = laboratory.scale.networks[network]
-        numbers = laboratory.scale.many[network]
+def cells(laboratory: Laboratory) -> Iterator[Cell]:
+    """The networks of seeds 0 .. n - 1 merged, for every n of the scale, and each network by itself."""
+    for network, numbers in laboratory.scale.many.items():
+        yield from endpoint_cells(laboratory, network, range(max(numbers)))
         for n, (method, matcher) in product(numbers, METHODS.items()):
-            for seed in range(n):
-                measure_endpoint(laboratory, ledger, config, seed, network)
-            measure_merged(laboratory, ledger, config, range(n), matcher, network=network, n=n, method=method)
+            yield laboratory.cell(network, range(n), {"n": n, "method": method}, merged, matcher=matcher)
 
 
 def tables(records: Sequence[Record]) -> Iterator[Table]:
     """Test accuracy by n."""
     for network in networks(records):
-        merged = [r for r in select(records, network=network) if r.about["method"] != "endpoint"]
-        numbers = sorted({r.about["n"] for r in merged})
+        own = [r for r in select(records, network=network) if r.about["method"] != "endpoint"]
+        numbers = sorted({r.about["n"] for r in own})
         ends = [r.values["test_accuracy"] for r in select(records, network=network, method="endpoint")]
         floor = f"above {percent(published.INCREASING_N_MLP_ACCURACY_FLOOR)}" if network == "mlp-mnist" else "a curve"
-        columns = ("n", *(f"{LABELS[m]}{r}" for m, r in product(METHODS, ("", " + REPAIR"))), "the networks", "paper")
+        stages = stages_of(own)
+        columns = ("n", *(f"{LABELS[m]}{r}" for m, r in product(METHODS, stages.values())), "the networks", "paper")
         rows = []
         for n in numbers:
             cells = []
-            for method, stage in product(METHODS, _STAGES):
-                found = select(merged, n=n, method=method)
+            for method, stage in product(METHODS, stages):
+                found = select(own, n=n, method=method)
                 cells.append(percent(found[0].values[stage]["test_accuracy"], 2) if found else "-")
             rows.append((str(n), *cells, percent(sum(ends[:n]) / n, 2), floor))
         yield Table(f"{network}: test accuracy of the merged network", columns, tuple(rows))
@@ -49,24 +53,22 @@ def pictures(records: Sequence[Record]) -> Iterator[Picture]:
     """Accuracy and loss against n, and the accuracy of the matched networks by itself."""
     for network in networks(records):
         figure, (whole, matched, loss) = grid(3, width=3.7)
-        merged = select(records, network=network)
-        for method, stage in product(METHODS, _STAGES):
+        own = select(records, network=network)
+        for method, (stage, words) in product(METHODS, stages_of(own).items()):
             for axes, quantity, factor in (
                 (whole, "test_accuracy", 100.0),
                 (matched, "test_accuracy", 100.0),
                 (loss, "test_loss", 1.0),
             ):
-                points = sorted(
-                    (r.about["n"], factor * r.values[stage][quantity]) for r in select(merged, method=method)
-                )
+                points = sorted((r.about["n"], factor * r.values[stage][quantity]) for r in select(own, method=method))
                 if points and not (axes is matched and method == "naive"):
                     axes.plot(
                         *zip(*points, strict=True),
                         color=COLOURS[method],
-                        linestyle="-" if stage == "repaired" else "--",
+                        linestyle=_LINES[stage],
                         marker="o",
                         markersize=3,
-                        label=LABELS[method] + (" + REPAIR" if stage == "repaired" else ""),
+                        label=LABELS[method] + words,
                     )
         if network == "mlp-mnist":
             floor = 100 * published.INCREASING_N_MLP_ACCURACY_FLOOR
@@ -85,11 +87,11 @@ def findings(records: Sequence[Record]) -> Iterator[str]:
     """Whether C2M3 is above MergeMany from n = 3, and what is left at the largest n."""
     yield from _against_the_paper(records)
     for network in networks(records):
-        merged = [r for r in select(records, network=network) if r.about["method"] != "endpoint"]
-        numbers = [n for n in sorted({r.about["n"] for r in merged}) if n >= 3]
+        own = [r for r in select(records, network=network) if r.about["method"] != "endpoint"]
+        numbers = [n for n in sorted({r.about["n"] for r in own}) if n >= 3]
         for stage, words in (("average", "before REPAIR"), ("repaired", "after REPAIR")):
             ours, theirs = (
-                {r.about["n"]: r.values[stage]["test_accuracy"] for r in select(merged, method=m)}
+                {r.about["n"]: r.values[stage]["test_accuracy"] for r in select(own, method=m)}
                 for m in ("c2m3", "merge-many")
             )
             both = [n for n in numbers if n in ours and n in theirs]
@@ -111,7 +113,7 @@ def _against_the_paper(records: Sequence[Record]) -> Iterator[str]:
     last = max(ours)
     floor = published.INCREASING_N_MLP_ACCURACY_FLOOR
     ends = [r.values["test_accuracy"] for r in select(records, network="mlp-mnist", method="endpoint")][:last]
-    before, after = (ours[last][stage]["test_accuracy"] for stage in _STAGES)
+    before, after = (ours[last][stage]["test_accuracy"] for stage in ("average", "repaired"))
     yield (
         f"mlp-mnist: the paper's C2M3 stays above {percent(floor)} up to n = 20. Here n = {last} has {percent(before, 2)} "
         f"({100 * (before - floor):+.2f} points) and {percent(after, 2)} with REPAIR ({100 * (after - floor):+.2f}); the "
@@ -124,7 +126,7 @@ EXPERIMENT = Experiment(
     title="Increasing n",
     source="Figure 7",
     about="The networks of seeds 0 to n - 1 are merged, for growing n: by plain averaging, by MergeMany and by C2M3.",
-    measure=measure,
+    cells=cells,
     tables=tables,
     pictures=pictures,
     findings=findings,

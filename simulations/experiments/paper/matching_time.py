@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
+from typing import Any
 
-from c2m3_fl.matching import FrankWolfe, Matcher, resolve_matcher
+from c2m3_fl.matching import FrankWolfe, Matcher
 from simulations.experiments.paper import published
 from simulations.experiments.paper.pair_sum import PairSumFrankWolfe
 from simulations.laboratory.drawing import grid, label
-from simulations.laboratory.experiment import NOT_RUN, Experiment, Picture, Table, networks, select
-from simulations.laboratory.laboratory import Laboratory, identify
-from simulations.laboratory.ledger import Ledger, Record
+from simulations.laboratory.experiment import (
+    NOT_RUN,
+    Experiment,
+    Picture,
+    Table,
+    networks,
+)
+from simulations.laboratory.laboratory import Group, Laboratory
+from simulations.laboratory.ledger import Cell, Record, select
 
 NAME = "matching-time"
 _NETWORKS = ("mlp-mnist", "resnet20-cifar10", "vgg16-cifar10")
@@ -25,31 +33,21 @@ _WORDS = {
 }
 
 
-def measure(laboratory: Laboratory, ledger: Ledger) -> None:
-    """Time whole matchings, and one iteration of Algorithm 1 in both ways."""
-    for network in laboratory.chosen(_NETWORKS):
-        for n in laboratory.scale.timing_numbers:
-            for method, name in _WHOLE.items():
-                _time(laboratory, ledger, network, n, method, matcher=resolve_matcher(name), runs=1)
-            single: dict[str, Matcher] = {
-                "frank-wolfe-iteration": FrankWolfe(max_iterations=_ITERATIONS),
-                "pair-sum-iteration": PairSumFrankWolfe(_ITERATIONS),
-            }
-            for method, matcher in single.items():
-                _time(laboratory, ledger, network, n, method, matcher=matcher, runs=_ITERATIONS)
+def cells(laboratory: Laboratory) -> Iterator[Cell]:
+    """Whole matchings, and one iteration of Algorithm 1 in both ways."""
+    single: dict[str, Matcher] = {
+        "frank-wolfe-iteration": FrankWolfe(max_iterations=_ITERATIONS),
+        "pair-sum-iteration": PairSumFrankWolfe(_ITERATIONS),
+    }
+    for network, n in product(_NETWORKS, laboratory.scale.timing_numbers):
+        for method, matcher in {**_WHOLE, **single}.items():
+            runs = _ITERATIONS if method in single else 1
+            yield laboratory.cell(network, range(n), {"n": n, "method": method}, _time, matcher=matcher, runs=runs)
 
 
-def _time(
-    laboratory: Laboratory, ledger: Ledger, network: str, n: int, method: str, *, matcher: Matcher, runs: int
-) -> None:
-    config = laboratory.scale.networks[network]
-
-    def values() -> dict[str, float]:
-        alignment = laboratory.bench(config).merge(laboratory.networks_of(config, range(n)), matcher).alignment
-        return {"seconds": alignment.seconds / runs, "objective": alignment.objective}
-
-    depends = laboratory.depends(config, range(n), matcher=identify(matcher))
-    ledger.measure({"network": network, "n": n, "method": method}, depends, values)
+def _time(group: Group, matcher: str | Matcher, runs: int) -> Mapping[str, Any]:
+    alignment = group.merge(matcher).alignment
+    return {"seconds": alignment.seconds / runs, "objective": alignment.objective}
 
 
 def tables(records: Sequence[Record]) -> Iterator[Table]:
@@ -110,7 +108,7 @@ EXPERIMENT = Experiment(
         "Wall time on one thread. The pair sum is Algorithm 1 as the paper describes it, over pairs of networks, with "
         "dense products and a numerical line search; both ways of one iteration are the mean of three."
     ),
-    measure=measure,
+    cells=cells,
     tables=tables,
     pictures=pictures,
     findings=findings,

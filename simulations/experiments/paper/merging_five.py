@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import product
 
+from simulations.experiments.paper.merging import endpoint_cells, merged, stages_of
 from simulations.experiments.paper.published import TABLE_1
 from simulations.laboratory.drawing import COLOURS, LABELS, grid, label
 from simulations.laboratory.experiment import (
@@ -14,13 +15,11 @@ from simulations.laboratory.experiment import (
     Table,
     networks,
     percent,
-    select,
     spread,
     spread_percent,
 )
-from simulations.laboratory.laboratory import Laboratory
-from simulations.laboratory.ledger import Ledger, Record
-from simulations.laboratory.merging import METHODS, measure_endpoint, measure_merged
+from simulations.laboratory.laboratory import METHODS, Laboratory
+from simulations.laboratory.ledger import Cell, Record, select
 
 NAME = "merging-five"
 _MODELS = 5
@@ -33,19 +32,16 @@ _NETWORKS = (
     "resnet20-cifar100",
     "vgg16-cifar100",
 )
-_STAGES = {"average": "", "repaired": " + REPAIR"}
 
 
-def measure(laboratory: Laboratory, ledger: Ledger) -> None:
-    """Merge groups of five networks, each group from seeds of its own."""
-    for network in laboratory.chosen(_NETWORKS):
-        config = laboratory.scale.networks[network]
-        for group in range(laboratory.scale.groups.get(network, 1)):
-            seeds = range(group * _MODELS, (group + 1) * _MODELS)
-            for seed in seeds:
-                measure_endpoint(laboratory, ledger, config, seed, network)
+def cells(laboratory: Laboratory) -> Iterator[Cell]:
+    """Groups of five networks merged, each group from seeds of its own."""
+    for network in _NETWORKS:
+        for number in range(laboratory.scale.groups.get(network, 1)):
+            seeds = range(number * _MODELS, (number + 1) * _MODELS)
+            yield from endpoint_cells(laboratory, network, seeds)
             for method, matcher in METHODS.items():
-                measure_merged(laboratory, ledger, config, seeds, matcher, network=network, group=group, method=method)
+                yield laboratory.cell(network, seeds, {"group": number, "method": method}, merged, matcher=matcher)
 
 
 def tables(records: Sequence[Record]) -> Iterator[Table]:
@@ -55,7 +51,7 @@ def tables(records: Sequence[Record]) -> Iterator[Table]:
         ends = [r.values["test_accuracy"] for r in select(records, network=network, method="endpoint")]
         if ends:
             rows.append((network, LABELS["endpoint"], spread_percent(ends), "", "", ""))
-        for method, stage in product(METHODS, _STAGES):
+        for method, (stage, words) in product(METHODS, stages_of(select(records, network=network)).items()):
             found = [r.values[stage] for r in select(records, network=network, method=method)]
             paper = TABLE_1.get((network, method, stage == "repaired"))
             if not found and not paper:
@@ -63,7 +59,7 @@ def tables(records: Sequence[Record]) -> Iterator[Table]:
             rows.append(
                 (
                     network,
-                    LABELS[method] + _STAGES[stage],
+                    LABELS[method] + words,
                     spread_percent([v["test_accuracy"] for v in found]) if found else NOT_RUN,
                     percent(paper.test_accuracy) if paper else "",
                     spread([v["test_loss"] for v in found]) if found else "",
@@ -83,15 +79,16 @@ def pictures(records: Sequence[Record]) -> Iterator[Picture]:
     if not names:
         return
     figure, axes = grid(len(names), width=3.6)
+    bars = list(product(METHODS, stages_of(records).items()))
     for each, network in zip(axes, names, strict=True):
-        for position, (method, stage) in enumerate(product(METHODS, _STAGES)):
+        for position, (method, (stage, _)) in enumerate(bars):
             values = [100 * r.values[stage]["test_accuracy"] for r in select(records, network=network, method=method)]
             mean = sum(values) / max(1, len(values))
-            each.bar(position, mean, color=COLOURS[method], alpha=1.0 if stage == "repaired" else 0.5)
+            each.bar(position, mean, color=COLOURS[method], alpha={"average": 0.4, "repaired": 1.0}.get(stage, 0.7))
             each.scatter([position] * len(values), values, s=8, color="black", zorder=3)
             if paper := TABLE_1.get((network, method, stage == "repaired")):
                 each.scatter(position, 100 * paper.test_accuracy, marker="_", s=260, color="#c0392b", zorder=4)
-        ticks = [LABELS[method] + _STAGES[stage].replace(" + ", "\n+ ") for method, stage in product(METHODS, _STAGES)]
+        ticks = [LABELS[method] + words.replace(" + ", "\n+ ") for method, (_, words) in bars]
         label(each, network, "", "test accuracy (%)")
         each.set_xticks(range(len(ticks)), ticks, rotation=60, fontsize=7)
     yield Picture(NAME, "Five networks merged. Dots: groups of seeds; red: the paper, with its own networks.", figure)
@@ -151,7 +148,7 @@ EXPERIMENT = Experiment(
         "Groups of five networks (seeds 0 to 4, 5 to 9, ...) are merged. MergeMany + REPAIR gets the mapped networks as "
         "endpoints here; the paper's code gave it the unmapped ones, which handicaps it."
     ),
-    measure=measure,
+    cells=cells,
     tables=tables,
     pictures=pictures,
     findings=findings,

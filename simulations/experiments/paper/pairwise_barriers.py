@@ -4,14 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
-from itertools import combinations
+from itertools import combinations, product
+from typing import Any
 
 from c2m3_fl.analysis import interpolate, positions
 from simulations.experiments.paper.published import PAIRWISE
 from simulations.laboratory.drawing import LABELS, grid, label
-from simulations.laboratory.experiment import NOT_RUN, Experiment, Picture, Table, networks, select, spread
-from simulations.laboratory.laboratory import Laboratory, identify, quality_values
-from simulations.laboratory.ledger import Ledger, Record
+from simulations.laboratory.experiment import (
+    NOT_RUN,
+    Experiment,
+    Picture,
+    Table,
+    networks,
+    spread,
+)
+from simulations.laboratory.laboratory import Group, Laboratory
+from simulations.laboratory.ledger import Cell, Record, select
 
 NAME = "pairwise-barriers"
 _MODELS = 3
@@ -31,28 +39,19 @@ _MATCHERS: Mapping[str, str] = {
 }
 
 
-def measure(laboratory: Laboratory, ledger: Ledger) -> None:
+def cells(laboratory: Laboratory) -> Iterator[Cell]:
     """The pairs of three networks under every matcher."""
     points = laboratory.scale.curve_points
-    for network in laboratory.chosen(_NETWORKS):
-        config = laboratory.scale.networks[network]
-        for pair in combinations(range(_MODELS), 2):
-            for method, matcher in _MATCHERS.items():
+    for network, pair in product(_NETWORKS, combinations(range(_MODELS), 2)):
+        for method, matcher in _MATCHERS.items():
+            about = {"method": method, "pair": list(pair)}
+            yield laboratory.cell(network, pair, about, _curve, matcher=matcher, points=points)
 
-                def curve(
-                    network: str = network, pair: tuple[int, int] = pair, matcher: str = matcher
-                ) -> dict[str, list[float]]:
-                    config = laboratory.scale.networks[network]
-                    bench = laboratory.bench(config)
-                    a, b = bench.merge(laboratory.networks_of(config, pair), matcher).mapped
-                    found = [quality_values(bench.quality(interpolate(a, b, at))) for at in positions(points)]
-                    return {name: [each[name] for each in found] for name in found[0]}
 
-                ledger.measure(
-                    {"network": network, "method": method, "pair": list(pair)},
-                    laboratory.depends(config, pair, matcher=identify(matcher), points=points),
-                    curve,
-                )
+def _curve(group: Group, matcher: str, points: int) -> Mapping[str, Any]:
+    a, b = group.merge(matcher).mapped
+    found = [group.bench.quality(interpolate(a, b, at)) for at in positions(points)]
+    return {name: [each[name] for each in found] for name in found[0]}
 
 
 def _barrier(record: Record, split: str) -> float:
@@ -121,7 +120,7 @@ EXPERIMENT = Experiment(
     title="Barriers between two networks",
     source="Tables 2, 3 and 4",
     about="Loss along the segment between two matched networks, for the pairs of three networks (seeds 0 to 2).",
-    measure=measure,
+    cells=cells,
     tables=tables,
     pictures=pictures,
     findings=findings,

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
-from c2m3_fl.averaging import average
 from c2m3_fl.symmetry import compose, invert
+from simulations.experiments.paper.merging import merged
 from simulations.laboratory.drawing import grid, label
-from simulations.laboratory.experiment import NOT_RUN, Experiment, Picture, Table, networks, percent, select
-from simulations.laboratory.laboratory import Bench, Laboratory, Network, identify, quality_values
-from simulations.laboratory.ledger import Ledger, Record
-from simulations.laboratory.merging import merged_values
+from simulations.laboratory.experiment import (
+    NOT_RUN,
+    Experiment,
+    Picture,
+    Table,
+    networks,
+    percent,
+)
+from simulations.laboratory.laboratory import Group, Laboratory, Network
+from simulations.laboratory.ledger import Cell, Record, select
 
 NAME = "reference"
 _MODELS = 5
@@ -20,51 +27,30 @@ _MATCHER = "git-re-basin"
 _STAGES = {"average": "before REPAIR", "repaired": "after REPAIR"}
 
 
-def mapped_to(bench: Bench, networks: Sequence[Network], reference: int) -> list[Network]:
+def cells(laboratory: Laboratory) -> Iterator[Cell]:
+    """Five networks merged in the basin of each, and in the universe."""
+    for network in _NETWORKS:
+        for number, name in enumerate(_NAMES):
+            about = {"reference": name}
+            yield laboratory.cell(network, range(_MODELS), about, _to_reference, reference=number, matcher=_MATCHER)
+        yield laboratory.cell(network, range(_MODELS), {"reference": "universe"}, merged, matcher="default")
+
+
+def _to_reference(group: Group, reference: int, matcher: str) -> Mapping[str, Any]:
+    return group.bench.stages(mapped_to(group, reference, matcher))
+
+
+def mapped_to(group: Group, reference: int, matcher: str) -> list[Network]:
     """Each network mapped to one of them by a pairwise matching."""
     mapped = []
-    for number, network in enumerate(networks):
+    for number, network in enumerate(group.networks):
         if number == reference:
             mapped.append(network)
             continue
         # Two networks in their own universe: the map to the other one goes through it.
-        to_universe = bench.merge([networks[reference], network], _MATCHER).alignment.permutations
-        mapped.append(bench.spec.apply(network, compose(to_universe[1], invert(to_universe[0]))))
+        to_universe = group.merge(matcher, (reference, number)).alignment.permutations
+        mapped.append(group.bench.spec.apply(network, compose(to_universe[1], invert(to_universe[0]))))
     return mapped
-
-
-def measure(laboratory: Laboratory, ledger: Ledger) -> None:
-    """Merge five networks in the basin of each, and in the universe."""
-    for network in laboratory.chosen(_NETWORKS):
-        config = laboratory.scale.networks[network]
-        seeds = range(_MODELS)
-        for reference in range(_MODELS):
-
-            def to_reference(network: str = network, reference: int = reference) -> dict[str, object]:
-                config = laboratory.scale.networks[network]
-                bench = laboratory.bench(config)
-                mapped = mapped_to(bench, laboratory.networks_of(config, range(_MODELS)), reference)
-                merged = average(mapped)
-                return {
-                    "average": quality_values(bench.quality(merged)),
-                    "repaired": quality_values(bench.quality(bench.repaired(merged, mapped))),
-                }
-
-            ledger.measure(
-                {"network": network, "reference": _NAMES[reference]},
-                laboratory.depends(config, seeds, matcher=identify(_MATCHER)),
-                to_reference,
-            )
-
-        def in_universe(network: str = network) -> dict[str, object]:
-            config = laboratory.scale.networks[network]
-            return merged_values(laboratory.bench(config), laboratory.networks_of(config, range(_MODELS)), "default")
-
-        ledger.measure(
-            {"network": network, "reference": "universe"},
-            laboratory.depends(config, seeds, matcher=identify("default")),
-            in_universe,
-        )
 
 
 def tables(records: Sequence[Record]) -> Iterator[Table]:
@@ -118,7 +104,7 @@ EXPERIMENT = Experiment(
         "Five networks (seeds 0 to 4) are mapped to one of them by Git Re-Basin's pairwise matching and averaged, for "
         "each as the reference; beside it the universe of C2M3."
     ),
-    measure=measure,
+    cells=cells,
     tables=tables,
     pictures=pictures,
     findings=findings,

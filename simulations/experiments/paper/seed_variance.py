@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from itertools import combinations
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import combinations, product
+from typing import Any
 
-from c2m3_fl.matching import GitReBasin, Matcher, resolve_matcher
+from c2m3_fl.averaging import average
+from c2m3_fl.matching import GitReBasin, Matcher
 from simulations.experiments.paper.published import TABLE_6
 from simulations.laboratory.drawing import COLOURS, LABELS, grid, label
 from simulations.laboratory.experiment import (
@@ -15,11 +17,10 @@ from simulations.laboratory.experiment import (
     Table,
     networks,
     percent,
-    select,
     spread_percent,
 )
-from simulations.laboratory.laboratory import Laboratory, identify, quality_values
-from simulations.laboratory.ledger import Ledger, Record
+from simulations.laboratory.laboratory import Group, Laboratory
+from simulations.laboratory.ledger import Cell, Record, select
 
 NAME = "seed-variance"
 _MODELS = 3
@@ -27,38 +28,20 @@ _NETWORKS = ("resnet20-cifar10", "vgg16-cifar10", "mlp-mnist")
 _OURS = {"pairwise-frank-wolfe": "pairwise-frank-wolfe", "c2m3": "default"}
 
 
-def measure(laboratory: Laboratory, ledger: Ledger) -> None:
+def cells(laboratory: Laboratory) -> Iterator[Cell]:
     """Midpoints of the pairs of three networks."""
-    for network in laboratory.chosen(_NETWORKS):
-        for pair in combinations(range(_MODELS), 2):
-            for seed in range(laboratory.scale.matching_seeds):
-                _midpoint(laboratory, ledger, network, pair, "git-re-basin", matcher=GitReBasin(seed=seed), seed=seed)
-            for method, matcher in _OURS.items():
-                _midpoint(laboratory, ledger, network, pair, method, matcher=resolve_matcher(matcher), seed=0)
+    for network, pair in product(_NETWORKS, combinations(range(_MODELS), 2)):
+        trials: list[tuple[str, int, str | Matcher]] = [
+            ("git-re-basin", seed, GitReBasin(seed=seed)) for seed in range(laboratory.scale.matching_seeds)
+        ]
+        for method, seed, matcher in [*trials, *((method, 0, name) for method, name in _OURS.items())]:
+            about = {"pair": list(pair), "method": method, "seed": seed}
+            yield laboratory.cell(network, pair, about, _midpoint, matcher=matcher)
 
 
-def _midpoint(
-    laboratory: Laboratory,
-    ledger: Ledger,
-    network: str,
-    pair: tuple[int, int],
-    method: str,
-    *,
-    matcher: Matcher,
-    seed: int,
-) -> None:
-    config = laboratory.scale.networks[network]
-
-    def values() -> dict[str, float]:
-        bench = laboratory.bench(config)
-        merge = bench.merge(laboratory.networks_of(config, pair), matcher)
-        return {"objective": merge.alignment.objective, **quality_values(bench.quality(merge.average))}
-
-    ledger.measure(
-        {"network": network, "pair": list(pair), "method": method, "seed": seed},
-        laboratory.depends(config, pair, matcher=identify(matcher)),
-        values,
-    )
+def _midpoint(group: Group, matcher: str | Matcher) -> Mapping[str, Any]:
+    merge = group.merge(matcher)
+    return {"objective": merge.alignment.objective, **group.bench.quality(average(merge.mapped))}
 
 
 def _accuracies(records: Sequence[Record], network: str, pair: tuple[int, int], method: str) -> list[float]:
@@ -139,7 +122,7 @@ EXPERIMENT = Experiment(
     title="Variance over seeds",
     source="Figure 4, Table 6",
     about="Git Re-Basin visits the layers in random order, so that its result depends on a seed. Networks: seeds 0 to 2.",
-    measure=measure,
+    cells=cells,
     tables=tables,
     pictures=pictures,
     findings=findings,

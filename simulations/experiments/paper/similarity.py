@@ -4,15 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import combinations, product
+from typing import Any
 
 from torch import Tensor, nn
 
 from c2m3_fl.analysis import cosine_similarity, distance, linear_cka, representation_distance
 from simulations.experiments.paper import published
 from simulations.laboratory.drawing import grid, label
-from simulations.laboratory.experiment import NOT_RUN, Experiment, Picture, Table, networks, select, spread
-from simulations.laboratory.laboratory import Bench, Laboratory, Network, identify
-from simulations.laboratory.ledger import Ledger, Record
+from simulations.laboratory.experiment import (
+    NOT_RUN,
+    Experiment,
+    Picture,
+    Table,
+    networks,
+    spread,
+)
+from simulations.laboratory.laboratory import Bench, Group, Laboratory, Network
+from simulations.laboratory.ledger import Cell, Record, select
 
 NAME = "similarity"
 _MODELS = 5
@@ -26,40 +34,34 @@ _MEASURES = {
 }
 
 
-def representation(bench: Bench, network: Mapping[str, Tensor]) -> Tensor:
+def representation(bench: Bench, network: Mapping[str, Tensor], images: int) -> Tensor:
     """What the last linear layer gets, for the first test images: (images, features)."""
     last = [module for module in bench.module.modules() if isinstance(module, nn.Linear)][-1]
     seen: list[Tensor] = []
     handle = last.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0].detach().cpu()))
     try:
-        bench.score(network, bench.test, _IMAGES)
+        bench.score(network, size=images)
     finally:
         handle.remove()
     return seen[0]
 
 
-def measure(laboratory: Laboratory, ledger: Ledger) -> None:
+def cells(laboratory: Laboratory) -> Iterator[Cell]:
     """All pairs of five networks, as they come and in the universe."""
-    for network in laboratory.chosen(_NETWORKS):
-        config = laboratory.scale.networks[network]
-        seeds = range(_MODELS)
-        depends = laboratory.depends(config, seeds, matcher=identify("default"), images=_IMAGES)
-
-        def values(network: str = network) -> dict[str, dict[str, list[list[float]]]]:
-            config = laboratory.scale.networks[network]
-            bench = laboratory.bench(config)
-            before = laboratory.networks_of(config, range(_MODELS))
-            return {
-                "before": _matrices(bench, before),
-                "after": _matrices(bench, bench.merge(before, "default").mapped),
-            }
-
-        ledger.measure({"network": network}, depends, values)
+    for network in _NETWORKS:
+        yield laboratory.cell(network, range(_MODELS), {}, _similarities, matcher="default", images=_IMAGES)
 
 
-def _matrices(bench: Bench, networks: Sequence[Network]) -> dict[str, list[list[float]]]:
+def _similarities(group: Group, matcher: str, images: int) -> Mapping[str, Any]:
+    return {
+        "before": _matrices(group.bench, group.networks, images),
+        "after": _matrices(group.bench, group.merge(matcher).mapped, images),
+    }
+
+
+def _matrices(bench: Bench, networks: Sequence[Network], images: int) -> dict[str, list[list[float]]]:
     names = [name for name in bench.spec.tensors if name not in bench.spec.carried]
-    features = [representation(bench, network) for network in networks]
+    features = [representation(bench, network, images) for network in networks]
     compare: dict[str, Callable[[int, int], float]] = {
         "cosine": lambda p, q: cosine_similarity(networks[p], networks[q], names),
         "distance": lambda p, q: distance(networks[p], networks[q], names),
@@ -129,7 +131,7 @@ EXPERIMENT = Experiment(
     title="Similarity of networks",
     source="Figures 5, 14 and 15",
     about="Weights and last hidden representations of five networks (seeds 0 to 4) are compared, before and after mapping.",
-    measure=measure,
+    cells=cells,
     tables=tables,
     pictures=pictures,
     findings=findings,

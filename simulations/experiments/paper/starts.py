@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
+from typing import Any
 
 from c2m3_fl.analysis import interpolate, positions
 from c2m3_fl.matching import FrankWolfe
 from simulations.experiments.paper.published import TABLE_5
 from simulations.laboratory.drawing import grid, label
-from simulations.laboratory.experiment import NOT_RUN, Experiment, Picture, Table, networks, select, spread
-from simulations.laboratory.laboratory import Laboratory, identify
-from simulations.laboratory.ledger import Ledger, Record
+from simulations.laboratory.experiment import (
+    NOT_RUN,
+    Experiment,
+    Picture,
+    Table,
+    networks,
+    spread,
+)
+from simulations.laboratory.laboratory import Group, Laboratory
+from simulations.laboratory.ledger import Cell, Record, select
 
 NAME = "starts"
 _MODELS = 3
@@ -18,31 +27,24 @@ _NETWORKS = ("resnet20-cifar10", "vgg16-cifar10", "mlp-mnist")
 _PAIRS = {"(a, b)": (0, 1), "(b, c)": (1, 2), "(a, c)": (0, 2)}
 
 
-def measure(laboratory: Laboratory, ledger: Ledger) -> None:
-    """Match three networks from each start; the barriers of their pairs in the universe."""
+def cells(laboratory: Laboratory) -> Iterator[Cell]:
+    """Three networks matched from each start; the barriers of their pairs in the universe."""
     scale = laboratory.scale
-    for network in laboratory.chosen(_NETWORKS):
-        config = scale.networks[network]
-        matchers = [FrankWolfe(start="identity"), FrankWolfe(start="barycentre")]
-        matchers += [FrankWolfe(start="sinkhorn", seed=seed) for seed in range(scale.matching_seeds)]
-        for matcher in matchers:
+    matchers = [FrankWolfe(start="identity"), FrankWolfe(start="barycentre")]
+    matchers += [FrankWolfe(start="sinkhorn", seed=seed) for seed in range(scale.matching_seeds)]
+    for network, matcher in product(_NETWORKS, matchers):
+        about = {"start": matcher.start, "seed": matcher.seed}
+        yield laboratory.cell(network, range(_MODELS), about, _barriers, matcher=matcher, points=scale.curve_points)
 
-            def values(network: str = network, matcher: FrankWolfe = matcher) -> dict[str, object]:
-                config = scale.networks[network]
-                bench = laboratory.bench(config)
-                merge = bench.merge(laboratory.networks_of(config, range(_MODELS)), matcher)
-                barriers = []
-                for p, q in _PAIRS.values():
-                    a, b = merge.mapped[p], merge.mapped[q]
-                    losses = [bench.score(interpolate(a, b, at), bench.test)[1] for at in positions(scale.curve_points)]
-                    barriers.append(max(losses) - 0.5 * (losses[0] + losses[-1]))
-                return {"objective": merge.alignment.objective, "barriers": barriers}
 
-            ledger.measure(
-                {"network": network, "start": matcher.start, "seed": matcher.seed},
-                laboratory.depends(config, range(_MODELS), matcher=identify(matcher), points=scale.curve_points),
-                values,
-            )
+def _barriers(group: Group, matcher: FrankWolfe, points: int) -> Mapping[str, Any]:
+    merge = group.merge(matcher)
+    barriers = []
+    for p, q in _PAIRS.values():
+        a, b = merge.mapped[p], merge.mapped[q]
+        losses = [group.bench.score(interpolate(a, b, at))[1] for at in positions(points)]
+        barriers.append(max(losses) - 0.5 * (losses[0] + losses[-1]))
+    return {"objective": merge.alignment.objective, "barriers": barriers}
 
 
 def tables(records: Sequence[Record]) -> Iterator[Table]:
@@ -93,7 +95,7 @@ EXPERIMENT = Experiment(
     title="Starts of Frank-Wolfe",
     source="Table 5",
     about="The paper's Algorithm 1 on three networks (seeds 0 to 2) from three kinds of start; the random one repeated.",
-    measure=measure,
+    cells=cells,
     tables=tables,
     pictures=pictures,
     findings=findings,

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations, product
+from typing import Any
 
-from c2m3_fl.averaging import average
 from simulations.experiments.paper import published
 from simulations.laboratory.drawing import grid, label
-from simulations.laboratory.experiment import Experiment, Picture, Table, networks, select, spread
-from simulations.laboratory.laboratory import Laboratory, Merge, identify, quality_values
-from simulations.laboratory.ledger import Ledger, Record
+from simulations.laboratory.experiment import (
+    Experiment,
+    Picture,
+    Table,
+    networks,
+    spread,
+)
+from simulations.laboratory.laboratory import Group, Laboratory
+from simulations.laboratory.ledger import Cell, Record, select
 
 NAME = "subsets"
 _MODELS = 5
@@ -20,41 +26,22 @@ _SCHEMES = {"joint": "matched among all five", "separate": "matched among themse
 _STAGES = {"average": "before REPAIR", "repaired": "after REPAIR"}
 
 
-def measure(laboratory: Laboratory, ledger: Ledger) -> None:
+def cells(laboratory: Laboratory) -> Iterator[Cell]:
     """Every subset of two, three and four networks under both schemes."""
-    for network in laboratory.chosen(_NETWORKS):
-        _measure_network(laboratory, ledger, network)
+    for network in _NETWORKS:
+        for (scheme, matched), k in product({"joint": _joint, "separate": _separate}.items(), range(2, _MODELS)):
+            for subset in combinations(range(_MODELS), k):
+                about = {"scheme": scheme, "k": k, "subset": "".join(_NAMES[model] for model in subset)}
+                yield laboratory.cell(network, range(_MODELS), about, matched, subset=subset, matcher="default")
 
 
-def _measure_network(laboratory: Laboratory, ledger: Ledger, network: str) -> None:
-    config = laboratory.scale.networks[network]
-    depends = laboratory.depends(config, range(_MODELS), matcher=identify("default"))
-    joint: list[Merge] = []
+def _joint(group: Group, subset: tuple[int, ...], matcher: str) -> Mapping[str, Any]:
+    mapped = group.merge(matcher).mapped
+    return group.bench.stages([mapped[model] for model in subset])
 
-    def mapped_jointly() -> Merge:
-        # Made when the first measurement needs it: a run that resumes may need none.
-        if not joint:
-            bench = laboratory.bench(config)
-            joint.append(bench.merge(laboratory.networks_of(config, range(_MODELS)), "default"))
-        return joint[0]
 
-    for k, scheme in product(range(2, _MODELS), _SCHEMES):
-        for subset in combinations(range(_MODELS), k):
-
-            def values(subset: tuple[int, ...] = subset, scheme: str = scheme) -> dict[str, dict[str, float]]:
-                bench = laboratory.bench(config)
-                if scheme == "joint":
-                    mapped = [mapped_jointly().mapped[model] for model in subset]
-                else:
-                    mapped = bench.merge(laboratory.networks_of(config, subset), "default").mapped
-                merged = average(mapped)
-                return {
-                    "average": quality_values(bench.quality(merged)),
-                    "repaired": quality_values(bench.quality(bench.repaired(merged, mapped))),
-                }
-
-            name = "".join(_NAMES[model] for model in subset)
-            ledger.measure({"network": network, "scheme": scheme, "k": k, "subset": name}, depends, values)
+def _separate(group: Group, subset: tuple[int, ...], matcher: str) -> Mapping[str, Any]:
+    return group.bench.stages(group.merge(matcher, subset).mapped)
 
 
 def _accuracies(records: Sequence[Record], stage: str, **about: object) -> list[float]:
@@ -160,7 +147,7 @@ EXPERIMENT = Experiment(
         "All subsets of two, three and four of five networks are merged, with the maps of a matching among all five, "
         "and with those of a matching of the subset alone. Networks: seeds 0 to 4."
     ),
-    measure=measure,
+    cells=cells,
     tables=tables,
     pictures=pictures,
     findings=findings,

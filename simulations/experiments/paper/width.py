@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from statistics import fmean
+from typing import Any
 
 from simulations.laboratory.drawing import COLOURS, grid, label
-from simulations.laboratory.experiment import NOT_RUN, Experiment, Picture, Table, networks, percent, select, spread
-from simulations.laboratory.laboratory import Laboratory, identify
-from simulations.laboratory.ledger import Ledger, Record
-from simulations.laboratory.merging import merged_values
+from simulations.laboratory.experiment import (
+    NOT_RUN,
+    Experiment,
+    Picture,
+    Table,
+    networks,
+    percent,
+    spread,
+)
+from simulations.laboratory.laboratory import Group, Laboratory
+from simulations.laboratory.ledger import Cell, Record, select
 
 NAME = "width"
 _MODELS = 3
@@ -16,28 +26,21 @@ _NETWORKS = ("resnet20-cifar10", "mlp-mnist")
 _STAGES = {"average": "C2M3", "repaired": "C2M3 + REPAIR"}
 
 
-def measure(laboratory: Laboratory, ledger: Ledger) -> None:
-    """Merge three networks at every width of the scale."""
-    for network in laboratory.chosen(_NETWORKS):
+def cells(laboratory: Laboratory) -> Iterator[Cell]:
+    """Three networks merged at every width of the scale."""
+    for network in _NETWORKS:
         for width in laboratory.scale.widths.get(network, ()):
-            config = laboratory.scale.at_width(network, width)
-            seeds = range(_MODELS)
+            config = replace(laboratory.scale.networks[network], width=width)
+            yield laboratory.cell(network, range(_MODELS), {"width": width}, _merged, config=config, matcher="default")
 
-            def values(network: str = network, width: float = width) -> dict[str, object]:
-                config = laboratory.scale.at_width(network, width)
-                bench, ends = laboratory.bench(config), laboratory.networks_of(config, range(_MODELS))
-                qualities = [bench.quality(end) for end in ends]
-                return {
-                    "endpoint_accuracy": sum(q.test_accuracy for q in qualities) / len(ends),
-                    "endpoint_loss": sum(q.test_loss for q in qualities) / len(ends),
-                    **merged_values(bench, ends, "default"),
-                }
 
-            ledger.measure(
-                {"network": network, "width": width},
-                laboratory.depends(config, seeds, matcher=identify("default")),
-                values,
-            )
+def _merged(group: Group, matcher: str) -> Mapping[str, Any]:
+    qualities = [group.bench.quality(network) for network in group.networks]
+    return {
+        "endpoint_accuracy": fmean(quality["test_accuracy"] for quality in qualities),
+        "endpoint_loss": fmean(quality["test_loss"] for quality in qualities),
+        **group.merged_values(matcher),
+    }
 
 
 def tables(records: Sequence[Record]) -> Iterator[Table]:
@@ -102,7 +105,7 @@ EXPERIMENT = Experiment(
     title="Width",
     source="Figure 8",
     about="Three networks (seeds 0 to 2) are merged at several widths, with and without REPAIR.",
-    measure=measure,
+    cells=cells,
     tables=tables,
     pictures=pictures,
     findings=findings,

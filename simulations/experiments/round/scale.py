@@ -7,13 +7,12 @@ from their own initialisations such networks with their neurons in random order.
 
 from __future__ import annotations
 
-import argparse
 import logging
 import multiprocessing
 import resource
 import statistics
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing.connection import Connection
@@ -26,15 +25,16 @@ from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from c2m3_fl import PermutationSpec
 from clients.client_app import ARRAYS, METRICS
 from clients.data import load_data
-from clients.training import choose_device, derive_seed
+from clients.training import derive_seed
 from simulations.app.central import global_model
 from simulations.app.server_app import run
 from simulations.app.settings import SimulationSettings
 from simulations.experiments.federated.metering import MeteredGrid
-from simulations.laboratory.drawing import grid, label, save
-from simulations.laboratory.endpoints import hardware
-from simulations.laboratory.ledger import Ledger, Record
-from simulations.laboratory.pages import replace_block
+from simulations.laboratory.drawing import grid, label
+from simulations.laboratory.experiment import Experiment, Picture, Table
+from simulations.laboratory.laboratory import Laboratory
+from simulations.laboratory.ledger import Cell, Record
+from simulations.laboratory.staleness import code_fingerprint
 
 _MEBIBYTE = 2**20
 _RSS_UNIT = 1 if sys.platform == "darwin" else 1024
@@ -163,7 +163,7 @@ SCALES = {
 """Loads by size."""
 
 
-def draw(records: Sequence[Record], path: Path) -> None:
+def pictures(records: Sequence[Record]) -> Iterator[Picture]:
     """Memory and time against clients per round and against the network's size."""
     figure, axes = grid(2, 2, width=5.0, height=3.2)
     usual_width = _most_common([r.about["width"] for r in records])
@@ -193,7 +193,7 @@ def draw(records: Sequence[Record], path: Path) -> None:
             label(panel, "", x_label, y_label, xscale="log", yscale="log")
             panel.minorticks_off()
     axes[1].legend(fontsize=6.5, loc="upper left")
-    save(figure, path)
+    yield Picture("scale", "Server seconds and memory.", figure)
 
 
 def _most_common(values: Sequence[float]) -> float:
@@ -206,40 +206,49 @@ def _value(record: Record, name: str) -> float:
     return float(record.about[name] if name in record.about else record.values[name])
 
 
-def rows(records: Sequence[Record]) -> list[str]:
-    """A Markdown table of all measurements."""
-    lines = [
-        "| strategy | initialisation | clients | network (MiB) | server seconds | extra MiB | in networks per client |",
-        "|" + " --- |" * 7,
-    ]
+def tables(records: Sequence[Record]) -> Iterator[Table]:
+    """All measurements."""
+    rows = []
     for record in sorted(records, key=lambda r: (r.about["width"], r.about["clients"], r.about["start"])):
         about, memory = record.about, _value(record, "memory")
         network = float(record.values["network"])
-        lines.append(
-            f"| {_STRATEGIES[about['strategy']]} | {about['start']} | {about['clients']} | {network:.2f} | "
-            f"{record.values['server_seconds']:.2f} | {memory:.0f} | {memory / network / about['clients']:.1f} |"
+        rows.append(
+            (
+                _STRATEGIES[about["strategy"]],
+                str(about["start"]),
+                str(about["clients"]),
+                f"{network:.2f}",
+                f"{record.values['server_seconds']:.2f}",
+                f"{memory:.0f}",
+                f"{memory / network / about['clients']:.1f}",
+            )
         )
-    return lines
+    columns = ("strategy", "initialisation", "clients", "network (MiB)", "server seconds", "extra MiB")
+    yield Table("Cost of one round", (*columns, "in networks per client"), tuple(rows))
 
 
-def main(arguments: list[str]) -> None:
-    """Run from the command line."""
-    parser = argparse.ArgumentParser(prog="python -m simulations scale", description=__doc__)
-    parser.add_argument("--scale", choices=SCALES, default="smoke", help="how large (default: %(default)s)")
-    parser.add_argument("--results", type=Path, default=Path("docs/results"), help="folder of the measurements")
-    parser.add_argument("--page", type=Path, default=Path("docs/scale.md"), help="the page to put table and plot into")
-    options = parser.parse_args(arguments)
-    ledger = Ledger(options.results / f"scale-{options.scale}.jsonl", hardware(choose_device("auto")))
+def cells(laboratory: Laboratory) -> Iterator[Cell]:
+    """Every load of the scale."""
+    for load in SCALES[laboratory.scale.name]:
+        yield Cell(
+            vars(load),
+            {"noise": _NOISE, "code": code_fingerprint(__name__)},
+            ("digits",),
+            partial(_cost, load),
+        )
 
-    def cost(load: Load) -> Mapping[str, Any]:
-        return vars(measure(load))
 
-    records = [ledger.measure(vars(load), {"noise": _NOISE}, partial(cost, load)) for load in SCALES[options.scale]]
-    figure = options.page.parent / "figures" / f"scale-{options.scale}.png"
-    draw(records, figure)
-    picture = f"![Server seconds and memory]({figure.relative_to(options.page.parent).as_posix()})"
-    about = f"*Scale {options.scale}, on {', '.join(sorted({record.hardware for record in records}))}.*"
-    replace_block(
-        options.page, options.scale, [about, "", *rows(records), "", picture], "What a round costs the server"
-    )
-    print(options.page)
+def _cost(load: Load) -> Mapping[str, Any]:
+    return vars(measure(load))
+
+
+EXPERIMENT = Experiment(
+    name="scale",
+    title="What a round costs the server",
+    source="",
+    about="One round of the ServerApp, each load in a process of its own; clients send networks without training.",
+    cells=cells,
+    tables=tables,
+    pictures=pictures,
+    page="scale",
+)

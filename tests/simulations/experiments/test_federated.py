@@ -2,22 +2,28 @@
 
 import math
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import pytest
+import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy import FedAvg, FedMedian
 
+from clients.data import load_data
 from simulations.app.settings import STRATEGIES, SimulationSettings
-from simulations.experiments.federated.benchmark import Benchmark, LostRoundError
-from simulations.experiments.federated.cells import SCALES, Cell
-from simulations.experiments.federated.command import main
+from simulations.engines.grid import simulate
+from simulations.experiments.federated import benchmark, experiment
+from simulations.experiments.federated.federations import SCALES, Federation
 from simulations.experiments.federated.metering import FirstRound, MeteredGrid
 from simulations.experiments.federated.methods import METHODS
 from simulations.experiments.federated.summary import Difference, Outcome
-from simulations.laboratory.ledger import Ledger, Record
+from simulations.laboratory.endpoints import EndpointStore
+from simulations.laboratory.laboratory import Laboratory
+from simulations.laboratory.ledger import Record, select
+from simulations.laboratory.scales import SCALES as LABORATORY_SCALES
 
 QUICK = SimulationSettings(model_width=0.1, local_epochs=1, num_server_rounds=2, validation_fraction=0.0)
 NAP_S = 0.2
@@ -70,45 +76,69 @@ def test_the_meter_counts_arrays_both_ways_and_not_the_clients_time() -> None:
     assert all(3 * NAP_S <= each.server_seconds < 5 * NAP_S for each in grid.rounds)
 
 
-def test_a_lost_round_is_no_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+TWO = Federation("two", "many-rounds", 2, QUICK, ("fedavg", "fedprox", "c2m3"), (0, 1), 0.5)
+ONCE = Federation("once", "one-shot", 3, replace(QUICK, num_server_rounds=1), ("fedavg", "c2m3"), (0,), 0.5)
+
+
+@pytest.fixture
+def federations(monkeypatch: pytest.MonkeyPatch) -> Laboratory:
+    monkeypatch.setitem(SCALES, "smoke", lambda: iter((TWO, ONCE)))
+    return Laboratory(LABORATORY_SCALES["smoke"](), EndpointStore(Path(), Path(), torch.device("cpu")))
+
+
+def test_a_lost_round_is_no_result(federations: Laboratory, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any, **__: Any) -> None:
         raise ArithmeticError("on purpose")
 
-    monkeypatch.setattr("c2m3_fl.federation.strategy.aggregate", fail)
-    cell = Cell("lost", "shared", 2, QUICK, ("c2m3",), (0,), 0.5)
-    ledger = Ledger(tmp_path / "lost.jsonl", "here")
-    with pytest.raises(LostRoundError, match=r"Rounds \[1, 2\] of c2m3"):
-        Benchmark(ledger, tmp_path).run([cell])
-    assert Benchmark(ledger, tmp_path).known([cell]) == []
+    monkeypatch.setattr("c2m3_fl.merger.Merger.rehearse", lambda _: None)
+    monkeypatch.setattr("c2m3_fl.merger.Merger.merge", fail)
+    cell = next(cell for cell in benchmark.cells(federations) if cell.about["method"] == "c2m3")
+    with pytest.raises(benchmark.LostRoundError, match=r"Rounds \[1, 2\] of c2m3"):
+        cell.measure()
 
 
-def test_the_command_measures_once_and_keeps_the_words_of_the_page(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    page = tmp_path / "federated.md"
-    page.write_text("# Title\n\nOur advice.\n\n<!-- begin smoke -->\nold\n<!-- end smoke -->\n\nMore words.\n")
-    arguments = ["--scale", "smoke", "--results", str(tmp_path / "results"), "--page", str(page)]
-    main(arguments)
-    first, measured = page.read_text(), capsys.readouterr().out
-    assert "Our advice." in first
-    assert "More words." in first
-    assert "old" not in first
-    assert "C2M3 + REPAIR" in first
-    assert (tmp_path / "figures" / "federated-smoke.png").read_bytes().startswith(b"\x89PNG")
-    assert measured.count("federated-smoke: ") == len(
-        (tmp_path / "results" / "federated-smoke.jsonl").read_text().splitlines()
-    )
-    main(arguments)
-    assert "federated-smoke: " not in capsys.readouterr().out
-    assert page.read_text() == first
+@pytest.fixture(scope="module")
+def measured() -> list[Record]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(SCALES, "smoke", lambda: iter((TWO, ONCE)))
+        lab = Laboratory(LABORATORY_SCALES["smoke"](), EndpointStore(Path(), Path(), torch.device("cpu")))
+        return [Record(c.about, c.measure(), 1.0, "here", c.depends) for c in benchmark.cells(lab)]
 
 
-def test_a_page_can_be_made_before_c2m3_has_been_measured(tmp_path: Path) -> None:
-    page = tmp_path / "federated.md"
-    arguments = ["--scale", "smoke", "--results", str(tmp_path / "results"), "--page", str(page)]
-    main([*arguments, "--cells", "one-shot", "--methods", "clients", "fedavg"])
-    assert "C2M3 + REPAIR" not in page.read_text()
-    assert "| FedAvg |" in page.read_text()
+def test_each_cell_is_the_run_of_its_own_strategy_and_seed(measured: list[Record]) -> None:
+    assert [tuple(r.about.values()) for r in measured] == [
+        *(("two", method, seed) for seed in (0, 1) for method in ("fedavg", "fedprox", "c2m3")),
+        *(("once", method, 0) for method in ("clients", "fedavg", "c2m3")),
+    ]
+    for record in select(measured, cell="two"):
+        strategy = str(record.about["method"])
+        settings = replace(QUICK, strategy=strategy, seed=record.about["seed"], num_clients=2)
+        rounds = simulate(settings, num_clients=2).rounds
+        assert record.values["accuracy"] == [each.server["accuracy"] for each in rounds]
+        assert record.values["final"] == rounds[-1].server["accuracy"]
+        assert record.values["loss"] == [each.server["loss"] for each in rounds]
+        assert len(record.values["server_seconds"]) == QUICK.num_server_rounds
+
+
+def test_networks_are_judged_on_the_whole_test_set(measured: list[Record]) -> None:
+    images = len(load_data("digits").test)
+    for value in (v for r in select(measured, cell="two") for v in r.values["accuracy"]):
+        assert value * images == pytest.approx(round(value * images))
+    (peers,) = select(measured, method="clients")
+    assert len(peers.values["accuracies"]) == ONCE.num_clients
+    assert max(peers.values["accuracies"]) <= 1
+
+
+def test_tables_and_curves_show_all_strategies(measured: list[Record], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(SCALES, "smoke", lambda: iter((TWO, ONCE)))
+    one_shot, never_worse, every = experiment.tables(measured)
+    assert len(one_shot.rows) == 1
+    assert [row[1] for row in never_worse.rows] == [METHODS["c2m3"].label]
+    assert [row[1] for row in every.rows] == [METHODS[method].label for method in TWO.methods]
+    (picture,) = experiment.pictures(measured)
+    assert picture.name == "federated"
+    without = [r for r in measured if r.about["method"] in ("clients", "fedavg")]
+    assert "C2M3 + REPAIR, guard" not in str(list(experiment.tables(without)))
 
 
 @pytest.mark.parametrize("scale", SCALES)
@@ -130,7 +160,7 @@ def record_of(accuracy: list[float], loss: list[float | None]) -> Record:
         "bytes_down": [2_000_000] * rounds,
         "bytes_up": [1_000_000] * rounds,
     }
-    return Record({}, values, 0.0, "", "")
+    return Record({}, values, 0.0, "", {})
 
 
 def test_rounds_to_a_target_count_from_one_and_may_be_none() -> None:

@@ -1,10 +1,8 @@
 """What a round costs the server: measured in processes of their own, shown in a table and a plot."""
 
-from pathlib import Path
-
 import pytest
 
-from simulations.experiments.round.scale import SCALES, Load, draw, measure, rows
+from simulations.experiments.round.scale import SCALES, Load, measure, pictures, tables
 from simulations.laboratory.ledger import Record
 
 
@@ -16,18 +14,17 @@ def record_of(load: Load) -> Record:
         "peak": 100 + 3 * size * load.clients,
         "network": size,
     }
-    return Record(vars(load), values, 1.0, "", "")
+    return Record(vars(load), values, 1.0, "", {})
 
 
 @pytest.mark.parametrize("scale", SCALES)
-def test_the_table_says_how_many_networks_each_client_costs(scale: str, tmp_path: Path) -> None:
+def test_the_table_says_how_many_networks_each_client_costs(scale: str) -> None:
     records = [record_of(load) for load in SCALES[scale]]
-    lines = rows(records)
-    assert len(lines) == 2 + len(records)
-    large = [line for line in lines[2:] if "| 10 | 10.00 |" in line]
-    assert all(line.endswith("| 3.0 |") for line in large)
-    draw(records, tmp_path / "scale.png")
-    assert (tmp_path / "scale.png").read_bytes().startswith(b"\x89PNG")
+    (table,) = tables(records)
+    assert len(table.rows) == len(records)
+    large = [row for row in table.rows if row[2:4] == ("10", "10.00")]
+    assert all(row[-1] == "3.0" for row in large)
+    assert [picture.name for picture in pictures(records)] == ["scale"]
 
 
 @pytest.mark.slow

@@ -1,0 +1,1 @@
+"""Matchers side by side: objective, accuracy, time and memory; sets of networks; matching by activations."""
