@@ -201,18 +201,7 @@ class Clients:
         if len(state_dicts) == 0:
             raise ClientError("there are no clients to merge")
         wanted = layout if layout is not None else layout_of(_tensors(state_dicts[0]))
-        at_hand = isinstance(state_dicts, list | tuple)
-        kept: list[StateDict] = []
-        sums = []
-        for position in range(len(state_dicts)):
-            try:
-                client = examine(state_dicts[position], wanted)
-            except ClientError as error:
-                raise type(error)(f"client {position} cannot be merged: {error}") from None
-            sums.append(client.sums)
-            if at_hand:
-                kept.append(client.state_dict)
-        source = kept if at_hand else _Selected(state_dicts, range(len(state_dicts)), wanted)
+        source, sums = _examined(state_dicts, wanted)
         if layout is None:
             _check_infinite(source, wanted)
         return cls.ordered(source, checked_weights(weights, len(sums)), sums, wanted)
@@ -256,6 +245,24 @@ class Clients:
     def weighted(self, weights: Sequence[float]) -> Clients:
         """The same clients with other weights."""
         return replace(self, weights=tuple(weights))
+
+
+def _examined(
+    state_dicts: Sequence[Mapping[str, Any]], layout: Layout
+) -> tuple[Sequence[StateDict], list[tuple[float, ...]]]:
+    """Clients that fit the layout, and the sums of their tensors; clients that are not in memory do not stay there."""
+    at_hand = isinstance(state_dicts, list | tuple)
+    kept: list[StateDict] = []
+    sums = []
+    for position in range(len(state_dicts)):
+        try:
+            client = examine(state_dicts[position], layout)
+        except ClientError as error:
+            raise type(error)(f"client {position} cannot be merged: {error}") from None
+        sums.append(client.sums)
+        if at_hand:
+            kept.append(client.state_dict)
+    return kept if at_hand else _Selected(state_dicts, range(len(state_dicts)), layout), sums
 
 
 def checked_weights(weights: Sequence[float] | None, clients: int) -> tuple[float, ...]:
@@ -351,11 +358,11 @@ def _alike(state_dicts: Sequence[StateDict], sums: Sequence[tuple[float, ...]], 
     first = [np.float64(total).tobytes() for total in sums[0]]
     same = [all(np.float64(own[index]).tobytes() == total for own in sums) for index, total in enumerate(first)]
     names = [name for name, equal in zip(layout, same, strict=True) if equal]
-    for position in range(1, len(state_dicts)):
-        if not names:
-            break
-        state_dict, reference = state_dicts[position], state_dicts[0]
-        names = [name for name in names if torch.equal(state_dict[name], reference[name])]
+    if names:
+        reference = state_dicts[0]
+        for position in range(1, len(state_dicts)):
+            state_dict = state_dicts[position]
+            names = [name for name in names if torch.equal(state_dict[name], reference[name])]
     return frozenset(names)
 
 
