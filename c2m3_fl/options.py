@@ -12,7 +12,7 @@ from c2m3_fl.device import resolve_device
 from c2m3_fl.errors import OptionError
 from c2m3_fl.matching import Matcher, resolve_matcher
 from c2m3_fl.predictions import Predictions, TaskName
-from c2m3_fl.repair.sequential import Method
+from c2m3_fl.repair.methods import Method
 from c2m3_fl.robust import Robust
 
 Repair = Method | Literal["auto"]

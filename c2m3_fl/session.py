@@ -22,7 +22,9 @@ from c2m3_fl.hierarchy import align_grouped
 from c2m3_fl.matching import IdentityFirst, resolve_matcher
 from c2m3_fl.options import MergeOptions
 from c2m3_fl.predictions import PredictionReader, Task, find_task
-from c2m3_fl.repair.sequential import BOUNDED, Method, repair_recorded
+from c2m3_fl.repair.methods import BOUNDED, Method, treatment
+from c2m3_fl.repair.plan import recorded_rows
+from c2m3_fl.repair.sequential import repair_recorded
 from c2m3_fl.robust import AVERAGES, capped, dissenters, outliers
 from c2m3_fl.round import Clients, StateDict
 from c2m3_fl.symmetry import PermutationSpec
@@ -151,8 +153,18 @@ class Session:
         started = time.perf_counter()
         self.network.load(clients.state_dicts[0], "the network")
         sites = [site for site in self.network.sites(data.batches[0]) if self._is_sent(site)]
+        rows = recorded_rows(self.network, sites, treatment(self._method())) if options.repair else {}
         found = [
-            record(self.network, state_dict, sites, data.batches, f"client {position}", read=read)
+            record(
+                self.network,
+                state_dict,
+                sites,
+                data.batches,
+                f"client {position}",
+                read=read,
+                rows=rows,
+                recalibrate=True,  # running statistics lag behind clients that trained for a short while
+            )
             for state_dict, position in zip(clients.state_dicts, clients.positions, strict=True)
         ]
         self.seconds["measuring"] = time.perf_counter() - started

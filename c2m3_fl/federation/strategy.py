@@ -32,7 +32,7 @@ from c2m3_fl.matching import Matcher
 from c2m3_fl.merger import Merger
 from c2m3_fl.options import DEFAULTS, MergeOptions, Repair
 from c2m3_fl.predictions import Predictions, TaskName
-from c2m3_fl.repair.sequential import BOUNDED
+from c2m3_fl.repair.methods import BOUNDED
 from c2m3_fl.robust import Robust
 from c2m3_fl.round import StateDict, examine
 from c2m3_fl.session import REPAIRED, Aggregation
