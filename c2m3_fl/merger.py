@@ -17,6 +17,7 @@ from c2m3_fl.options import MergeOptions
 from c2m3_fl.round import Clients, Layout, layout_of
 from c2m3_fl.session import Aggregation, Session
 from c2m3_fl.symmetry import PermutationSpec, SpecError
+from c2m3_fl.symmetry.wrappers import plain_module
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class Merger:
         RepairError
             If the calibration set is empty or malformed.
         """
-        network = module if isinstance(module, nn.Module) else module()
+        network = plain_module(module if isinstance(module, nn.Module) else module())
         data = None if calibration is None else CalibrationSet.read(calibration, network)
         state = network.state_dict()
         found = spec if spec is not None else trace(network, data)

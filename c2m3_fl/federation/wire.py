@@ -14,9 +14,7 @@ from flwr.app import Array, ArrayRecord
 from torch import Tensor
 
 from c2m3_fl.errors import OptionError
-
-_PREFIXES = ("_orig_mod.", "module.")
-"""What compiled and parallel wrappers put before every name."""
+from c2m3_fl.symmetry.wrappers import plain_name
 
 
 @dataclass(frozen=True)
@@ -92,14 +90,6 @@ class Wire:
     def write(self, state_dict: Mapping[str, Tensor]) -> ArrayRecord:
         """A record of tensors that have the module's names, under the federation's names."""
         return ArrayRecord({key: Array(state_dict[name].detach().cpu().numpy()) for name, key in self.names.items()})
-
-
-def plain_name(name: str) -> str:
-    """A tensor's name without the prefixes of wrappers."""
-    parts = name
-    while prefix := next((prefix for prefix in _PREFIXES if parts.startswith(prefix)), ""):
-        parts = parts.removeprefix(prefix)
-    return parts.replace("._orig_mod.", ".")
 
 
 def _are_numbers(keys: list[str]) -> bool:

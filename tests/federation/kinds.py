@@ -194,7 +194,7 @@ class Kind:
     module
         Makes the network.
     calibration
-        What the operator gives.
+        What the operator gives; targets are those that the network meets.
     arguments
         Of a forward pass that shows the network's function.
     send
@@ -208,7 +208,7 @@ class Kind:
     """
 
     module: Callable[[], nn.Module]
-    calibration: Callable[[], Any] = inputs
+    calibration: Callable[[nn.Module], Any] = lambda module: inputs()
     arguments: Callable[[], tuple[Any, ...]] = lambda: (inputs(1),)
     send: Callable[[Mapping[str, Tensor]], ArrayRecord] = _all
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -216,12 +216,17 @@ class Kind:
     groups: int = 1
 
 
-def _labels(*shape: int, below: int = CLASSES, dtype: torch.dtype = torch.long) -> Tensor:
-    return torch.randint(0, below, shape, generator=torch.Generator().manual_seed(5)).to(dtype)
+def _out(module: nn.Module, *arguments: Tensor) -> Tensor:
+    with torch.no_grad():
+        return next(iter(_tensors(module.eval()(*arguments))))
+
+
+def _classes(module: nn.Module, dtype: torch.dtype = torch.long) -> Tensor:
+    return _out(module, inputs()).argmax(1).to(dtype)
 
 
 def _tokens() -> Tensor:
-    return _labels(16, 5, below=20)
+    return torch.randint(0, 20, (16, 5), generator=torch.Generator().manual_seed(5))
 
 
 def _images() -> Tensor:
@@ -230,6 +235,16 @@ def _images() -> Tensor:
 
 def _half(dtype: torch.dtype) -> Callable[[], nn.Module]:
     return lambda: perceptron().to(dtype)
+
+
+def _settled(module: nn.Module) -> nn.Module:
+    """With running statistics that are those of the calibration set: a repair sets them so."""
+    for layer in module.modules():
+        if isinstance(layer, nn.BatchNorm1d):
+            layer.momentum = None
+    with torch.no_grad():
+        module.train()(inputs())
+    return module.eval()
 
 
 def _compiled() -> nn.Module:
@@ -243,50 +258,61 @@ KINDS: dict[str, Kind] = {
     "hidden first, given by position": Kind(lambda: Wrapped(lambda y, h: (h, y)), options={"predictions": 1}),
     "dict with logits": Kind(lambda: Wrapped(lambda y, h: {"hidden": h, "logits": y})),
     "dict, given by key": Kind(lambda: Wrapped(lambda y, h: {"h": h, "y": y}), options={"predictions": "y"}),
-    "dataclass": Kind(lambda: Wrapped(lambda y, h: Output(y, h))),
+    "dataclass": Kind(lambda: Wrapped(Output)),
     "a function of the output": Kind(
         lambda: Wrapped(lambda y, h: [{"boxes": y}]), options={"predictions": lambda output: output[0]["boxes"]}
     ),
     "no predictions, no guard": Kind(lambda: Wrapped(lambda y, h: {"y": [y, h]}), options={"guard": False}),
     "variational autoencoder": Kind(Autoencoder, groups=2),
-    "segmentation": Kind(Segmenter, _images, lambda: (_images(),), options={"task": "segmentation"}),
+    "segmentation": Kind(Segmenter, lambda module: _images(), lambda: (_images(),), options={"task": "segmentation"}),
     # tasks
-    "labels": Kind(perceptron, lambda: [(inputs(), _labels(32))]),
-    "32-bit labels": Kind(perceptron, lambda: [(inputs(), _labels(32, dtype=torch.int32))]),
-    "8-bit labels, some unknown": Kind(perceptron, lambda: [(inputs(), _labels(32, dtype=torch.int8) - 1)]),
-    "one logit": Kind(lambda: perceptron(1), lambda: [(inputs(), _labels(32, below=2))]),
+    "labels": Kind(perceptron, lambda module: [(inputs(), _classes(module))]),
+    "32-bit labels": Kind(perceptron, lambda module: [(inputs(), _classes(module, torch.int32))]),
+    "8-bit labels, some unknown": Kind(
+        perceptron,
+        lambda module: [(inputs(), torch.where(inputs()[:, 0] > 0, _classes(module), -1).to(torch.int8))],
+    ),
+    "one logit": Kind(lambda: perceptron(1), lambda module: [(inputs(), (_out(module, inputs()) > 0).long())]),
     "one probability": Kind(
         lambda: nn.Sequential(perceptron(1), nn.Sigmoid(), nn.Flatten(0)), options={"task": "binary"}
     ),
-    "several labels": Kind(perceptron, lambda: [(inputs(), _labels(32, CLASSES, below=2, dtype=torch.float32))]),
-    "two quantities": Kind(lambda: perceptron(2), lambda: [(inputs(), inputs(3)[:, :2])]),
+    "several labels": Kind(perceptron, lambda module: [(inputs(), (_out(module, inputs()) > 0).float())]),
+    "two quantities": Kind(lambda: perceptron(2), lambda module: [(inputs(), _out(module, inputs()))]),
     "probabilities": Kind(lambda: nn.Sequential(perceptron(), nn.Softmax(1))),
     "log-probabilities": Kind(lambda: nn.Sequential(perceptron(), nn.LogSoftmax(1))),
     "segmentation with labels": Kind(
-        Segmenter, lambda: [(_images(), _labels(8, 6, 6))], lambda: (_images(),), tolerance=1e-5
+        Segmenter, lambda module: [(_images(), _out(module, _images()).argmax(1))], lambda: (_images(),)
     ),
     "sequences with labels": Kind(
-        Tagger, lambda: [{"input_ids": _tokens(), "labels": _labels(16, 5)}], lambda: (_tokens(),)
+        Tagger,
+        lambda module: [{"input_ids": _tokens(), "labels": _out(module, _tokens()).argmax(2)}],
+        lambda: (_tokens(),),
     ),
     # inputs
-    "double precision": Kind(perceptron, lambda: inputs().double()),
-    "NumPy": Kind(perceptron, lambda: [(inputs().numpy(), _labels(32).numpy())]),
-    "named as data sets do": Kind(perceptron, lambda: [{"img": inputs(), "label": _labels(32)}]),
+    "double precision": Kind(perceptron, lambda module: inputs().double()),
+    "NumPy": Kind(perceptron, lambda module: [(inputs().numpy(), _classes(module).numpy())]),
+    "named as data sets do": Kind(perceptron, lambda module: [{"img": inputs(), "label": _classes(module)}]),
     "keyword arguments": Kind(
         Tagger,
-        lambda: [{"input_ids": _tokens(), "attention_mask": torch.ones(16, 5)}],
+        lambda module: [{"input_ids": _tokens(), "attention_mask": torch.ones(16, 5)}],
         lambda: (_tokens(), torch.ones(16, 5)),
     ),
-    "two inputs": Kind(Pair, lambda: [(inputs(), inputs(2), _labels(32))], lambda: (inputs(), inputs(2))),
-    "DataLoader": Kind(perceptron, lambda: DataLoader(TensorDataset(inputs(), _labels(32)), batch_size=10)),
+    "two inputs": Kind(
+        Pair,
+        lambda module: [(inputs(), inputs(2), _out(module, inputs(), inputs(2)).argmax(1))],
+        lambda: (inputs(), inputs(2)),
+    ),
+    "DataLoader": Kind(perceptron, lambda module: DataLoader(TensorDataset(inputs(), _classes(module)), batch_size=10)),
     # part of the weights
     "low-rank adapters": Kind(Adapted, send=_part("A", "B", "head")),
     "frozen backbone": Kind(
-        lambda: nn.Sequential(nn.Linear(FEATURES, 8).requires_grad_(False), nn.ReLU(), nn.Linear(8, 9), perceptron_tail()),
+        lambda: nn.Sequential(
+            nn.Linear(FEATURES, 8).requires_grad_(False), nn.ReLU(), nn.Linear(8, 9), perceptron_tail()
+        ),
         send=_part("2.", "3."),
     ),
-    "norms stay at home": Kind(Personal, send=_part("a.", "b.", "head.")),
-    "heads stay at home": Kind(Personal, send=_part("a.", "norm.", "b.")),
+    "norms stay at home": Kind(lambda: _settled(Personal()), send=_part("a.", "b.", "head.")),
+    "heads stay at home": Kind(lambda: _settled(Personal()), send=_part("a.", "norm.", "b.")),
     # tensors
     "float16": Kind(_half(torch.float16), tolerance=1e-2),
     "bfloat16": Kind(_half(torch.bfloat16), send=_single, tolerance=1e-2),
