@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from logging import WARNING
 from typing import TypeGuard
@@ -96,13 +96,16 @@ class ReplyReader:
     weighted_by_key
         The metric that weighs the clients.
     broadcast
-        The network that the clients set out from, if it is known: one more opinion on how large a network is.
+        The network that the clients set out from, if it is known.
+    parameters
+        Names of the tensors that training moves; None if that is not known.
     """
 
     wire: Wire
     layout: Layout
     weighted_by_key: str
     broadcast: StateDict | None = None
+    parameters: Collection[str] | None = None
 
     def read(self, messages: Sequence[Message]) -> Replies:
         """Read what can be merged, in an order that depends on the content alone; the log names the rest."""
@@ -128,7 +131,7 @@ class ReplyReader:
                 leave_out(reply.name, "it answered more than once; one answer counts")
             else:
                 kept[reply.node] = reply
-        reasons = implausible([reply.client.state_dict for reply in kept.values()], self.broadcast)
+        reasons = implausible([reply.client.state_dict for reply in kept.values()], self.broadcast, self.parameters)
         usable = []
         for reply, reason in zip(kept.values(), reasons, strict=True):
             if reason:

@@ -179,6 +179,7 @@ class C2M3(FedAvg):
         self._module_layout = self.merger.layout
         state = self.merger.module.state_dict(keep_vars=True)
         self._wire = Wire({name: name for name in state})
+        self._parameters = frozenset(name for name, value in state.items() if isinstance(value, torch.nn.Parameter))
         self.momentum = ServerMomentum(server_momentum, [name for name, value in state.items() if value.requires_grad])
         self.checkpoint = None if checkpoint is None else Path(checkpoint)
         self._grid: Grid | None = None
@@ -360,7 +361,8 @@ class C2M3(FedAvg):
             return None, None
         with_content = private.with_content(self, received, is_train=True)
         broadcast = None if self._broadcast is None else self._wire.read(self._broadcast)
-        read = ReplyReader(self._wire, self.merger.layout, self.weighted_by_key, broadcast).read(with_content)
+        reader = ReplyReader(self._wire, self.merger.layout, self.weighted_by_key, broadcast, self._parameters)
+        read = reader.read(with_content)
         if read.common_fault is not None:
             raise InconsistentMessageReplies(
                 f"no reply of round {server_round} holds what the model holds: {read.common_fault}. What is broadcast first "

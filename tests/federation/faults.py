@@ -196,13 +196,13 @@ FAULTS: dict[str, Fault] = {
     ),
     "nan": _tensors(_one(lambda t: torch.full_like(t, NAN)), "sends NaN", "NaN or infinite"),
     "infinite": _tensors(_one(lambda t: torch.full_like(t, INF)), "sends infinity", "NaN or infinite"),
-    "huge": _tensors(_all(lambda _, t: torch.full_like(t, 1e30)), "sends 1e30 everywhere", "times the usual"),
+    "huge": _tensors(_all(lambda _, t: torch.full_like(t, 1e30)), "sends 1e30 everywhere", "has norm"),
     "one huge entry": _tensors(
         _one(lambda t: t.flatten().index_fill(0, torch.tensor([7]), 1e30).view_as(t)),
         "sends one entry of 1e30",
-        "usual",
+        "has norm",
     ),
-    "zeros": _tensors(_all(lambda _, t: torch.zeros_like(t)), "sends zeros", "less than a"),
+    "zeros": _tensors(_all(lambda _, t: torch.zeros_like(t)), "sends zeros", "smaller than a"),
     "shape": _tensors(_one(lambda t: t[:, :5].clone()), "sends an array of another shape", "has shape (32, 5)"),
     "broadcastable shape": _tensors(
         _one(lambda t: t[:, :1].clone()), "sends a shape that NumPy would broadcast silently", "has shape (32, 1)"

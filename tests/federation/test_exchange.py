@@ -16,8 +16,8 @@ from c2m3_fl.activations import measure
 from c2m3_fl.federation.client import MOMENTS_KEY, answer_moments, attach_moments
 from c2m3_fl.guard import CANDIDATES
 from c2m3_fl.repair import repair
+from c2m3_fl.round import Clients
 from c2m3_fl.symmetry import PermutationSpec
-from c2m3_fl.validation import canonical_order
 
 INPUTS = torch.randn(48, 6, generator=torch.Generator().manual_seed(0))
 NODES = [11, 12, 13, 14]
@@ -226,7 +226,7 @@ def test_own_moments_that_are_missing_or_nonsense_leave_a_client_out() -> None:
 
 def test_if_nobody_measures_the_network_stays_as_it_is(flower_log: pytest.LogCaptureFixture) -> None:
     merged, metrics = play(strategy(), Grid(**{f"n{node}": _error for node in NODES}))
-    order = canonical_order(CLIENTS, WEIGHTS)  # the strategy's: sums depend on it in their last bits
+    order = Clients.of(CLIENTS, WEIGHTS).positions  # the strategy's: sums depend on it in their last bits
     networks, weights = [CLIENTS[i] for i in order], [WEIGHTS[i] for i in order]
     plain = aggregate(network, networks, weights=weights, spec=SPEC, device="cpu")
     assert all(torch.equal(tensor, plain.state_dict[name]) for name, tensor in merged.items())
