@@ -6,8 +6,12 @@ import argparse
 import importlib
 import sys
 
-_MODULES = {"demo": "simulations.demo", "deploy": "simulations.engines.deployment"}
-"""What is no experiment, by name: modules with a function `main`, each imported only when it is asked for."""
+_MODULES = {
+    "demo": "simulations.demo",
+    "deploy": "simulations.engines.deployment",
+    "server-data": "simulations.experiments.server_data.one_round",
+}
+"""What has options of its own, by name: modules with a function `main`, each imported only when it is asked for."""
 
 
 def main(arguments: list[str]) -> None:

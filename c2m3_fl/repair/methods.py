@@ -35,7 +35,7 @@ TREATMENTS: Final[dict[Method, Treatment]] = {
     "repair": Treatment("mean"),
     "repair-pooled": Treatment("pooled"),
     "recalibrate": Treatment(None),
-    "least-squares": Treatment("mean", ridge=0.01),
+    "least-squares": Treatment("mean", ridge=0.03),
     "least-squares-bounded": Treatment("mean", bounded=True, ridge=0.1),
 }
 
