@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import gc
 import json
 import weakref
 from pathlib import Path
@@ -75,8 +74,8 @@ def test_files_that_are_no_permutations(kind: str, tmp_path: Path, capsys: pytes
 
 @pytest.mark.parametrize("command", ["align", "merge"])
 def test_many_files_are_never_in_memory_at_once(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Counted by what is alive each time a file is read: a group of two, the first, and two that tie and are compared."""
-    files = planted(tmp_path, 10)
+    """Counted by what is alive each time a file is read: a group of two, the first, and the one that is read."""
+    files = [save(tmp_path / f"{seed}.pt", weights(seed)) for seed in range(8)]
     alive: list[weakref.ref[Tensor]] = []
     most = 0
     original: Any = Checkpoints.__getitem__
@@ -86,7 +85,6 @@ def test_many_files_are_never_in_memory_at_once(command: str, tmp_path: Path, mo
         found = original(self, index)
         if isinstance(index, int):
             alive.append(weakref.ref(found["0.weight"]))
-            gc.collect()
             most = max(most, sum(each() is not None for each in alive))
         return found
 
@@ -94,4 +92,4 @@ def test_many_files_are_never_in_memory_at_once(command: str, tmp_path: Path, mo
     options = ["--group-size", "2", "-o", str(tmp_path / "m.json" if command == "align" else tmp_path / "m.pt")]
     data = ["--input", "1,6"] if command == "align" else ["--calibration", labelled(tmp_path, weights(0))]
     assert main([command, PERCEPTRON, *files, *data, *options]) == 0
-    assert most <= 5
+    assert most <= 4
