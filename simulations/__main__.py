@@ -10,6 +10,8 @@ _MODULES = {
     "demo": "simulations.demo",
     "deploy": "simulations.engines.deployment",
     "server-data": "simulations.experiments.server_data.one_round",
+    "hub": "simulations.app.hub",
+    "run": "simulations.engines.command",
 }
 """What has options of its own, by name: modules with a function `main`, each imported only when it is asked for."""
 

@@ -22,6 +22,7 @@ from simulations.app.records import RoundRecord, RunRecord, write_json
 from simulations.app.resuming import claim
 from simulations.app.settings import SimulationSettings
 from simulations.app.strategies import Comparison, SideBySide, build_strategy
+from simulations.app.table import comparison_table
 
 _PATIENCE_S = 120.0
 
@@ -100,6 +101,8 @@ def run(grid: Grid, settings: SimulationSettings) -> RunRecord:
             record = _run(grid, settings)
     finally:
         random.setstate(before)
+    for line in comparison_table(record.rounds):
+        log(INFO, "%s", line)
     if settings.output:
         write_json(Path(settings.output), record.to_dict())
         log(INFO, "Wrote %s", settings.output)

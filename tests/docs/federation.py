@@ -58,6 +58,9 @@ def namespace() -> dict[str, Any]:
         "BatchNormNet": BatchNormNet,
         "batch_norm_clients": [dict(net.state_dict()) for net in trained],
         "network": Net(),
+        "state_dicts": [dict(Net().state_dict()) for _ in range(3)],
+        "counts": [10, 20, 30],
+        "ArrayRecord": ArrayRecord,
         "inputs": torch.randn(64, 6),
         "grid": InProcessGrid(app, 4, {}),
     }

@@ -46,6 +46,17 @@ def test_blocks_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.delitem(sys.modules, "model", raising=False)
 
 
+def test_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its Python; its shell commands are `make`'s, and those that the pages have."""
+    monkeypatch.chdir(tmp_path)
+    document = Sybil([PythonCodeBlockParser()]).parse(ROOT / "README.md")
+    document.namespace.update(namespace())
+    examples = list(document.examples())
+    assert len(examples) >= 3
+    for example in examples:
+        example.evaluate()
+
+
 def test_no_block_is_overlooked() -> None:
     """Each fence of a page is of a language that the test runs, or of one that nobody runs."""
     for page in PAGES:

@@ -12,7 +12,12 @@ from simulations.engines.flower import EngineError, SimulationEngine
 APP = Path(__file__).parents[3]
 ROUNDS, CLIENTS = 3, 3
 SETTINGS = SimulationSettings(
-    model_width=0.1, local_epochs=1, num_server_rounds=ROUNDS, initialisation="per-client", num_clients=CLIENTS
+    model_width=0.1,
+    local_epochs=1,
+    num_server_rounds=ROUNDS,
+    initialisation="per-client",
+    num_clients=CLIENTS,
+    compare="fedavg,c2m3",
 )
 
 
@@ -28,6 +33,9 @@ def test_flwr_run_trains_three_rounds_and_reports_a_run_that_fails(tmp_path: Pat
     assert record["num_clients"] == CLIENTS
     assert all(each["train"]["c2m3-clients"] == CLIENTS for each in record["rounds"][1:])
     assert any("[ROUND 3/3]" in line for line in lines)
+    table = next(number for number, line in enumerate(lines) if "strategies on the same replies" in line)
+    last = record["rounds"][-1]["comparison"]["merged"]
+    assert lines[table + 1 + ROUNDS].split()[-2:] == [f"{100 * last[name]:.1f}" for name in ("fedavg", "c2m3")]
     with pytest.raises(ProcessLookupError):
         os.kill(superlink, 0)
 
