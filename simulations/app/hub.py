@@ -28,7 +28,7 @@ dataset: [digits, MNIST, Fashion-MNIST, EMNIST letters, CIFAR-10, CIFAR-100]
 """
 _CHANGES = {
     r'^license = "Apache-2.0"\nlicense-files = \["LICENSE"\]$': 'license = { file = "LICENSE" }',
-    r'^publisher = "c2m3-fl"\n(?:#.*\n)*fab-exclude = .*$': (
+    r'^publisher = "c2m3-fl"\n(?:#.*\n)*fab-include = .*$': (
         f'publisher = "c2m3-fl"\nfab-format-version = 1\nflwr-version-target = "{FLOWER}"'
     ),
 }
