@@ -7,11 +7,17 @@ With the merged network's inputs :math:`x_i` of its last linear layer, wanted cl
 
 with :math:`\lambda` relative to the mean square of the inputs. The problem is convex: the result depends on nothing but the
 data. It fits confident predictions by large weights: clients that train on from there diverge within a few rounds.
+
+It also fits whatever it is given, and little or foreign data mislead it more than any repair. So it is kept only where it is
+the better one on examples that it has not seen (in four parts, each predicted by what was fitted to the other three), and
+where the wanted classes are expected to be right more often than not.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -26,8 +32,14 @@ from c2m3_fl.activations.errors import RepairError
 from c2m3_fl.activations.network import Network
 from c2m3_fl.activations.sites import Site
 
+_log = logging.getLogger(__name__)
+
 RIDGE = 0.01
+MOST_DOUBT = 0.5
+"""Share of the wanted classes that may be expected to be wrong."""
+
 _MAX_STEPS = 500
+_PARTS = 4
 
 _Array = npt.NDArray[np.float64]
 
@@ -39,9 +51,10 @@ def refit_classifier(
     batches: Sequence[Batch],
     wanted: Sequence[Tensor],
     *,
+    doubt: float = 0.0,
     ridge: float = RIDGE,
 ) -> dict[str, Tensor]:
-    """Refit the last layer of a merged network to classes.
+    """Refit the last layer of a merged network to classes, if that is an improvement.
 
     Parameters
     ----------
@@ -56,13 +69,17 @@ def refit_classifier(
     wanted
         Per batch the classes, LongTensor of shape ``(examples,)``: labels, or what the clients' ensemble predicts.
         Examples of a negative class do not count.
+    doubt
+        Share of the classes that are expected to be wrong: 0 for labels, one less the ensemble's mean probability of the
+        class that it predicts.
     ridge
         Penalty on the square of the weights' change, relative to the mean square of the layer's inputs.
 
     Returns
     -------
     dict
-        The state dict with another last layer.
+        The state dict with another last layer; the same where that is no improvement (see the module), and the log
+        (level INFO) says so.
 
     Raises
     ------
@@ -84,9 +101,11 @@ def refit_classifier(
     counted = classes >= 0
     bias = torch.zeros(layer.out_features) if layer.bias is None else layer.bias
     start = np.vstack([layer.weight.double().cpu().numpy().T, bias.double().cpu().numpy()])
-    found = logistic_regression(
-        inputs[counted].numpy(), classes[counted].numpy(), start, ridge, intercept=layer.bias is not None
-    )
+    problem = _Problem(inputs[counted].numpy(), classes[counted].numpy(), start, ridge, layer.bias is not None)
+    if doubt > MOST_DOUBT or not problem.improves():
+        _log.info("the classifier stays as it is: refitted, it is not better on examples that it has not seen")
+        return {name: value.clone() for name, value in merged.items()}
+    found = problem.solve(np.ones(len(problem.x), dtype=bool))
     with torch.no_grad():
         layer.weight.copy_(torch.from_numpy(found[:-1].T))
         if layer.bias is not None:
@@ -143,6 +162,38 @@ def logistic_regression(
     )
     found: _Array = result.x.reshape(start.shape)
     return found
+
+
+@dataclass(frozen=True, eq=False)
+class _Problem:
+    """Arguments of `logistic_regression`."""
+
+    x: _Array
+    classes: npt.NDArray[np.int64]
+    start: _Array
+    ridge: float
+    intercept: bool
+
+    def solve(self, used: npt.NDArray[np.bool_]) -> _Array:
+        return logistic_regression(self.x[used], self.classes[used], self.start, self.ridge, intercept=self.intercept)
+
+    def improves(self) -> bool:
+        """Whether there are fewer errors, and a smaller loss, where each part is predicted by the others' solution."""
+        scores = np.empty((len(self.x), self.start.shape[1]))
+        part = np.random.default_rng(0).permutation(len(self.x)) % _PARTS
+        for index in range(_PARTS):
+            scores[part == index] = self._scores(self.solve(part != index), part == index)
+        before, after = self._judged(self._scores(self.start, part >= 0)), self._judged(scores)
+        return after[0] < before[0] and after[1] < before[1]
+
+    def _scores(self, weights: _Array, used: npt.NDArray[np.bool_]) -> _Array:
+        found: _Array = log_softmax(self.x[used] @ weights[:-1] + weights[-1], axis=1)
+        return found
+
+    def _judged(self, scores: _Array) -> tuple[int, float]:
+        """Errors and loss."""
+        chosen = scores[np.arange(len(scores)), self.classes]
+        return int((scores.argmax(1) != self.classes).sum()), -float(chosen.sum())
 
 
 def _inputs(network: Network, site: Site, batches: Sequence[Batch]) -> Tensor:
