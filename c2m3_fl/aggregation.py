@@ -15,7 +15,7 @@ from c2m3_fl.activations.network import Architecture
 from c2m3_fl.errors import ClientError
 from c2m3_fl.matching import Matcher
 from c2m3_fl.merger import Merger
-from c2m3_fl.options import DEFAULTS, MergeOptions, Repair
+from c2m3_fl.options import DEFAULTS, Classifier, MergeOptions, Repair
 from c2m3_fl.predictions import Predictions, TaskName
 from c2m3_fl.robust import Robust
 from c2m3_fl.round import Clients
@@ -34,6 +34,8 @@ def aggregate(
     calibration: Calibration | CalibrationSet | None = None,
     matcher: str | Matcher = DEFAULTS.matcher,
     repair: Repair | None = DEFAULTS.repair,
+    activations: float = DEFAULTS.activations,
+    classifier: Classifier = DEFAULTS.classifier,
     guard: bool = DEFAULTS.guard,
     robust: Robust | None = DEFAULTS.robust,
     group_size: int | None = DEFAULTS.group_size,
@@ -58,7 +60,7 @@ def aggregate(
     calibration
         Inputs for the repair and the guard, with targets if they are known (see
         `c2m3_fl.activations.calibration.CalibrationSet.read`); None for neither.
-    matcher, repair, guard, robust, group_size, predictions, task, device
+    matcher, repair, activations, classifier, guard, robust, group_size, predictions, task, device
         See `c2m3_fl.options.MergeOptions`.
 
     Returns
@@ -78,8 +80,19 @@ def aggregate(
     OptionError
         If there is no such option.
     """
-    options = MergeOptions(matcher, repair, guard, robust, group_size, predictions, task, device)
+    options = MergeOptions(
+        matcher=matcher,
+        repair=repair,
+        activations=activations,
+        classifier=classifier,
+        guard=guard,
+        robust=robust,
+        group_size=group_size,
+        predictions=predictions,
+        task=task,
+        device=device,
+    )
     if len(state_dicts) == 0:
         raise ClientError("there are no clients to merge")
     merger = Merger.prepare(module, spec, calibration, options, sent=state_dicts[0].keys())
-    return merger.merge(Clients.of(state_dicts, weights, merger.layout))
+    return merger.merge(Clients.of(state_dicts, weights, merger.layout_like(state_dicts[0])))

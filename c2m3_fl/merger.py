@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -88,6 +89,13 @@ class Merger:
         layout = {name: expected for name, expected in self.layout.items() if name in sent}
         spec = self.spec if set(self.spec.tensors) == set(layout) else self.spec.restricted(layout)
         return replace(self, spec=spec, layout=layout)
+
+    def layout_like(self, state_dict: Mapping[str, Any]) -> Layout:
+        """What the clients' tensors must be, if they are of the dtypes that these are."""
+        return {
+            name: expected.of_dtype(torch.as_tensor(state_dict[name]).dtype) if name in state_dict else expected
+            for name, expected in self.layout.items()
+        }
 
     def rehearse(self) -> Aggregation:
         """One whole merge of the module's own network, which meets every mistake of the set-up.

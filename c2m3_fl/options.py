@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -19,6 +20,10 @@ Repair = Method | Literal["auto"]
 """A method of repair, or ``"auto"``: the one that measured best for the network and its use."""
 
 
+Classifier = Literal["keep", "refit"]
+"""What becomes of the last linear layer."""
+
+
 @dataclass(frozen=True)
 class MergeOptions:
     """How clients are merged.
@@ -29,6 +34,13 @@ class MergeOptions:
         See `c2m3_fl.align`.
     repair
         See `c2m3_fl.repair.repair`; ``"auto"`` to have it chosen; None for none. Needs a calibration set.
+    activations
+        Squared norm of the clients' activations on the calibration set, relative to that of the weights, in what the default
+        matcher aligns them by (see `c2m3_fl.matching.ActivationMatcher`); 0 for weights alone. Other matchers take
+        weights alone.
+    classifier
+        ``"refit"`` to fit the last linear layer of the merged network to the targets, or to the classes that the clients'
+        ensemble predicts (see `c2m3_fl.repair.classifier`); for a merge that nobody trains on from.
     guard
         Whether to score the plain and the aligned average, each with and without repair, on the calibration set, and to
         keep the best (see `c2m3_fl.guard`).
@@ -52,6 +64,8 @@ class MergeOptions:
 
     matcher: str | Matcher = "default"
     repair: Repair | None = "auto"
+    activations: float = 0.1
+    classifier: Classifier = "keep"
     guard: bool = True
     robust: Robust | None = None
     group_size: int | None = None
@@ -63,6 +77,9 @@ class MergeOptions:
         resolve_matcher(self.matcher)
         resolve_device(self.device)
         _check("repair", self.repair, ("auto", *get_args(Method)))
+        _check("classifier", self.classifier, get_args(Classifier))
+        if not 0 <= self.activations < math.inf:
+            raise OptionError(f"activations is {self.activations}; it is a share, at least 0")
         _check("robust mode", self.robust, get_args(Robust))
         _check("task", self.task, get_args(TaskName))
         if self.group_size is not None and self.group_size < 2:

@@ -12,17 +12,19 @@ from torch import Tensor
 from c2m3_fl.activations.calibration import CalibrationSet
 from c2m3_fl.activations.errors import RepairError
 from c2m3_fl.activations.network import Network
-from c2m3_fl.activations.recording import Recording, record
+from c2m3_fl.activations.recording import Outputs, Recording, record
 from c2m3_fl.activations.sites import Site
 from c2m3_fl.alignment import Alignment, MappedClients, align_clients
 from c2m3_fl.averaging import average_clients
-from c2m3_fl.errors import ClientError
+from c2m3_fl.errors import ClientError, OptionError
 from c2m3_fl.guard import CANDIDATES, Candidate, Score, Target, best, score, target, votes
 from c2m3_fl.hierarchy import align_grouped
-from c2m3_fl.matching import IdentityFirst, resolve_matcher
-from c2m3_fl.options import MergeOptions
+from c2m3_fl.matching import IdentityFirst, RecordedActivationMatcher, resolve_matcher
+from c2m3_fl.matching.activation_matching import activation_rows
+from c2m3_fl.options import DEFAULTS, MergeOptions
 from c2m3_fl.predictions import PredictionReader, Task, find_task
-from c2m3_fl.repair.methods import BOUNDED, Method, treatment
+from c2m3_fl.repair.classifier import refit_classifier
+from c2m3_fl.repair.methods import Method, treatment
 from c2m3_fl.repair.plan import recorded_rows
 from c2m3_fl.repair.sequential import repair_recorded
 from c2m3_fl.robust import AVERAGES, capped, dissenters, outliers
@@ -136,24 +138,28 @@ class Session:
                 if (repaired := self._repaired(base, sites, aligned.clients.weights)) is not None:
                     candidates[REPAIRED[base.name]] = repaired
         candidates = {name: candidates[name] for name in CANDIDATES if name in candidates}
-        scores = {} if wanted is None else self._scored(candidates, wanted)
+        scores = {} if wanted is None or not self.options.guard else self._scored(candidates, wanted)
         if scores:
             assert wanted is not None
             chosen = best(scores, 0.0 if aligned.alignment.moved else wanted.doubt)
         else:
             chosen = next(reversed(candidates))
+        if self._refits:
+            candidates[chosen] = self._refitted(candidates[chosen], sites, wanted)
         return self._result(aligned, candidates, chosen, scores, bases[-1].average)
 
     def _measured(self, clients: Clients) -> tuple[Sequence[Site], list[Recording]]:
         """One forward pass of each client over the calibration set, which serves guard and repair."""
         data, options = self.data, self.options
-        if data is None or not (options.guard or options.repair):
+        if data is None or not (options.guard or options.repair or self._refits):
             return (), []
-        read = PredictionReader(options.predictions) if options.guard else None
+        read = PredictionReader(options.predictions) if options.guard or self._refits else None
         started = time.perf_counter()
         self.network.load(clients.state_dicts[0], "the network")
         sites = [site for site in self.network.sites(data.batches[0]) if self._is_sent(site)]
-        rows = recorded_rows(self.network, sites, treatment(self._method())) if options.repair else {}
+        rows = dict(recorded_rows(self.network, sites, treatment(self._method()))) if options.repair else {}
+        if self._by_activations:
+            rows |= {name: max(rows.get(name, 0), wanted) for name, wanted in activation_rows(sites, self.spec).items()}
         found = [
             record(
                 self.network,
@@ -194,7 +200,7 @@ class Session:
         while True:
             kept = [number for number in range(len(clients)) if number not in excluded]
             members = clients.subset(kept)
-            alignment = self._alignment(members)
+            alignment = self._alignment(members, [recordings[number] for number in kept] if recordings else [])
             found = outliers(MappedClients(alignment, members.state_dicts)) if robust is not None else {}
             if not found or 2 * (len(kept) - len(found)) <= len(clients):
                 self.seconds["matching"] = time.perf_counter() - started
@@ -202,16 +208,28 @@ class Session:
                 return _Aligned(kept, members, alignment, named)
             excluded |= {kept[number]: reason for number, reason in found.items()}
 
-    def _alignment(self, clients: Clients) -> Alignment:
+    @property
+    def _by_activations(self) -> bool:
+        return self.options.matcher == DEFAULTS.matcher and self.options.activations > 0
+
+    def _alignment(self, clients: Clients, recordings: Sequence[Recording]) -> Alignment:
         options, device = self.options, self.network.device
         matcher = resolve_matcher(options.matcher)
+        outputs = [recording.outputs for recording in recordings]
+        if self._by_activations and any(self._moves(each) for each in (outputs[0].values() if outputs else ())):
+            matcher = RecordedActivationMatcher(clients.state_dicts, outputs, options.activations, matcher)
         solver = IdentityFirst(matcher) if options.guard else matcher
         if options.group_size is None:
             return align_clients(clients, self.spec, solver, device)
         return align_grouped(clients, self.spec, solver, device, options.group_size)
 
+    def _moves(self, outputs: Outputs) -> bool:
+        """Whether some group moves the channels of a layer's output."""
+        tensor, axis = outputs.channels
+        return bool(self.spec.tensors[tensor][axis].groups)
+
     def _wanted(self, clients: Clients, recordings: Sequence[Recording]) -> Target | None:
-        if not recordings or not self.options.guard:
+        if not recordings or not (self.options.guard or self._refits):
             return None
         assert self.data is not None
         targets = self.data.targets
@@ -263,11 +281,32 @@ class Session:
             _log.warning("the candidate %r is left out: %s", REPAIRED[base.name], error)
             return None
         finally:
-            self.seconds["repair"] = self.seconds.get("repair", 0.0) + time.perf_counter() - started
+            self._spend("repair", started)
+
+    @property
+    def _refits(self) -> bool:
+        return self.options.classifier == "refit"
+
+    def _refitted(self, merged: dict[str, Tensor], sites: Sequence[Site], wanted: Target | None) -> dict[str, Tensor]:
+        """The network with its classifier fitted to what it should predict."""
+        if wanted is None or self.data is None:
+            raise OptionError('classifier="refit" needs calibration inputs')
+        if wanted.task.kind != "classes" or wanted.wanted[0].dim() != 1:
+            raise OptionError(
+                'classifier="refit" needs a network that scores one of several classes: say so by task="classification", '
+                "or give targets"
+            )
+        started = time.perf_counter()
+        refitted = refit_classifier(self.network, merged, sites, self.data.batches, wanted.wanted)
+        self._spend("repair", started)
+        return refitted
+
+    def _spend(self, step: str, started: float) -> None:
+        self.seconds[step] = self.seconds.get(step, 0.0) + time.perf_counter() - started
 
     def _method(self) -> Method:
         if self.options.repair == "auto":
-            return BOUNDED if self.trained_on else "repair"
+            return "least-squares-bounded" if self.trained_on else "least-squares"
         assert self.options.repair is not None
         return self.options.repair
 

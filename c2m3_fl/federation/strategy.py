@@ -138,6 +138,7 @@ class C2M3(FedAvg):
         spec: PermutationSpec | None = None,
         matcher: str | Matcher = DEFAULTS.matcher,
         repair: Repair | None = DEFAULTS.repair,
+        activations: float = DEFAULTS.activations,
         guard: bool = DEFAULTS.guard,
         robust: Robust | None = DEFAULTS.robust,
         group_size: int | None = DEFAULTS.group_size,
@@ -164,7 +165,17 @@ class C2M3(FedAvg):
             evaluate_metrics_aggr_fn=evaluate_metrics_aggr_fn,
         )
         self._summarises = train_metrics_aggr_fn is not None, evaluate_metrics_aggr_fn is not None
-        self.options = MergeOptions(matcher, repair, guard, robust, group_size, predictions, task, device)
+        self.options = MergeOptions(
+            matcher=matcher,
+            repair=repair,
+            activations=activations,
+            guard=guard,
+            robust=robust,
+            group_size=group_size,
+            predictions=predictions,
+            task=task,
+            device=device,
+        )
         _check_exchange(self.options, moments_from, exchanges)
         if max_lost_rounds < 1:
             raise OptionError(f"max_lost_rounds is {max_lost_rounds}; a run ends after at least 1 lost round")

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, TensorDataset
 FEATURES, HIDDEN, CLASSES = 6, 12, 3
 
 
-def inputs(seed: int = 0, examples: int = 32) -> Tensor:
+def inputs(seed: int = 0, examples: int = 96) -> Tensor:
     return torch.randn(examples, FEATURES, generator=torch.Generator().manual_seed(seed))
 
 

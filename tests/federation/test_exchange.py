@@ -106,6 +106,7 @@ def repaired_on_the_server(clients: Iterable[int] = range(4)) -> dict[str, Tenso
         spec=SPEC,
         calibration=INPUTS,
         repair="repair-bounded",
+        activations=0.0,
         guard=False,
         device="cpu",
     ).state_dict
