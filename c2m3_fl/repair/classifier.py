@@ -9,8 +9,10 @@ with :math:`\lambda` relative to the mean square of the inputs. The problem is c
 data. It fits confident predictions by large weights: clients that train on from there diverge within a few rounds.
 
 It also fits whatever it is given, and little or foreign data mislead it more than any repair. So it is kept only where it is
-the better one on examples that it has not seen (in four parts, each predicted by what was fitted to the other three), and
-where the wanted classes are expected to be right more often than not.
+the better one on examples that it has not seen (in four parts, each predicted by what was fitted to the other three),
+where the wanted classes are expected to be right more often than not, and where every class is among them, none of them so
+seldom that half as many equally frequent ones would be as varied (by the exponential of their entropy). What goes wrong
+otherwise is in `docs/how-to/repair.md`.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ import numpy.typing as npt
 import torch
 from scipy.optimize import minimize
 from scipy.special import log_softmax
+from scipy.stats import entropy
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -102,8 +105,8 @@ def refit_classifier(
     bias = torch.zeros(layer.out_features) if layer.bias is None else layer.bias
     start = np.vstack([layer.weight.double().cpu().numpy().T, bias.double().cpu().numpy()])
     problem = _Problem(inputs[counted].numpy(), classes[counted].numpy(), start, ridge, layer.bias is not None)
-    if doubt > MOST_DOUBT or not problem.improves():
-        _log.info("the classifier stays as it is: refitted, it is not better on examples that it has not seen")
+    if reason := problem.reason_against(doubt):
+        _log.info("the classifier stays as it is: %s", reason)
         return {name: value.clone() for name, value in merged.items()}
     found = problem.solve(np.ones(len(problem.x), dtype=bool))
     with torch.no_grad():
@@ -176,6 +179,16 @@ class _Problem:
 
     def solve(self, used: npt.NDArray[np.bool_]) -> _Array:
         return logistic_regression(self.x[used], self.classes[used], self.start, self.ridge, intercept=self.intercept)
+
+    def reason_against(self, doubt: float) -> str:
+        """Why the layer is not to be refitted; empty if it is."""
+        shares = np.bincount(self.classes, minlength=self.start.shape[1]) / max(1, len(self.classes))
+        varied = np.exp(entropy(shares)) if len(self.classes) else 0.0
+        if doubt > MOST_DOUBT:
+            return f"{doubt:.0%} of the wanted classes are expected to be wrong"
+        if shares.min() == 0 or varied < len(shares) / 2:
+            return f"of {len(shares)} classes, {np.count_nonzero(shares)} are wanted, some seldom"
+        return "" if self.improves() else "refitted, it is not better on examples that it has not seen"
 
     def improves(self) -> bool:
         """Whether there are fewer errors, and a smaller loss, where each part is predicted by the others' solution."""

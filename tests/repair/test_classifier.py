@@ -122,3 +122,5 @@ def test_a_classifier_that_predicts_nothing_but_what_it_has_seen_is_not_kept() -
     x, classes = learnable("mlp", 200)[1:]
     doubtful = refitted(NETWORKS["mlp"], state, x, [classes], doubt=0.6)
     assert all(torch.equal(doubtful[key], state[key]) for key in state)
+    lacking = refitted(NETWORKS["mlp"], state, x[classes != 2], [classes[classes != 2]])
+    assert all(torch.equal(lacking[key], state[key]) for key in state)
