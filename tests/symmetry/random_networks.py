@@ -10,9 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
 
-Draw = Callable[[st.SearchStrategy[Any]], Any]
-Step = Callable[[Any, Tensor, list[Tensor]], Tensor]
-"""From a layer, the latest tensor and all earlier ones; a closure over the layer would escape copies of the network."""
+from tests.symmetry.random_builder import Builder, Draw, Step, divisors
+from tests.symmetry.random_operations import NEW_IMAGE_STEPS, NEW_TOKEN_STEPS
 
 
 class RandomNetwork(nn.Module):
@@ -40,36 +39,9 @@ class RandomNetwork(nn.Module):
         return f"RandomNetwork({self.recipe}, {self.pool})"
 
 
-def _divisors(n: int) -> list[int]:
-    return [k for k in range(1, n + 1) if n % k == 0]
-
-
-class Builder:
-    """Draws steps; knows the number of channels before each."""
-
-    def __init__(self, draw: Draw, channels: int) -> None:
-        self.draw = draw
-        self.channels = [channels]
-        self.steps: list[tuple[str, Step, nn.Module]] = []
-
-    @property
-    def now(self) -> int:
-        return self.channels[-1]
-
-    def add(self, name: str, step: Step, channels: int, layer: nn.Module | None = None) -> None:
-        self.steps.append((name, step, layer or nn.Identity()))
-        self.channels.append(channels)
-
-    def width(self) -> int:
-        return int(self.draw(st.sampled_from([2, 3, 4, 6, 8])))
-
-    def step(self, kinds: dict[str, Callable[[Builder], None]]) -> None:
-        kinds[self.draw(st.sampled_from(sorted(kinds)))](self)
-
-
 def _conv(b: Builder) -> None:
     out, kernel = b.width(), b.draw(st.sampled_from([1, 3]))
-    groups = b.draw(st.sampled_from([g for g in _divisors(b.now) if out % g == 0]))
+    groups = b.draw(st.sampled_from([g for g in divisors(b.now) if out % g == 0]))
     layer = nn.Conv2d(b.now, out, kernel, padding=kernel // 2, groups=groups, bias=b.draw(st.booleans()))
     b.add(f"conv({b.now}, {out}, groups={groups})", lambda layer, x, _: layer(x), out, layer)
 
@@ -81,7 +53,7 @@ def _depthwise(b: Builder) -> None:
 
 
 def _transposed(b: Builder) -> None:
-    groups = b.draw(st.sampled_from(_divisors(b.now)))
+    groups = b.draw(st.sampled_from(divisors(b.now)))
     out = groups * b.draw(st.integers(1, 3))
     layer = nn.ConvTranspose2d(b.now, out, 3, padding=1, groups=groups)
     b.add(f"transposed({b.now}, {out}, groups={groups})", lambda layer, x, _: layer(x), out, layer)
@@ -93,7 +65,7 @@ def _twice(b: Builder) -> None:
 
 
 def _norm(b: Builder) -> None:
-    groups = b.draw(st.sampled_from(_divisors(b.now)))
+    groups = b.draw(st.sampled_from(divisors(b.now)))
     layers: dict[str, nn.Module] = {
         "batch": nn.BatchNorm2d(b.now),
         "instance": nn.InstanceNorm2d(b.now, affine=True),
@@ -199,7 +171,7 @@ def _gate(b: Builder) -> None:
 
 
 def _shuffle(b: Builder) -> None:
-    groups = b.draw(st.sampled_from(_divisors(b.now)))
+    groups = b.draw(st.sampled_from(divisors(b.now)))
     by_hand = b.draw(st.booleans())
 
     def step(layer: Any, x: Tensor, earlier: list[Tensor]) -> Tensor:
@@ -233,7 +205,7 @@ def _pad(b: Builder) -> None:
 
 
 def _channel_attention(b: Builder) -> None:
-    heads = b.draw(st.sampled_from(_divisors(b.now)))
+    heads = b.draw(st.sampled_from(divisors(b.now)))
 
     def step(layer: Any, x: Tensor, earlier: list[Tensor]) -> Tensor:
         n, c, h, w = x.shape
@@ -244,7 +216,7 @@ def _channel_attention(b: Builder) -> None:
 
 
 def _fold(b: Builder) -> None:
-    rows = b.draw(st.sampled_from(_divisors(b.now)))
+    rows = b.draw(st.sampled_from(divisors(b.now)))
 
     def step(layer: Any, x: Tensor, earlier: list[Tensor]) -> Tensor:
         y = x.unflatten(1, (rows, -1))
@@ -254,7 +226,7 @@ def _fold(b: Builder) -> None:
 
 
 def _rows(b: Builder) -> None:
-    rows = b.draw(st.sampled_from(_divisors(b.now)))
+    rows = b.draw(st.sampled_from(divisors(b.now)))
     which = b.draw(st.integers(0, rows - 1))
     b.add(f"row {which} of {rows}", lambda layer, x, _: x.unflatten(1, (rows, -1))[:, which], b.now // rows)
 
@@ -271,7 +243,7 @@ def _ordered(b: Builder) -> None:
         "every second": lambda x: x[:, ::2].repeat_interleave(2, 1)[:, : x.shape[1]],
         "repeat": lambda x: x.repeat(1, 2, 1, 1)[:, : x.shape[1]],
         "argmax": lambda x: x + x.argmax(1, keepdim=True),
-        "without a rule": lambda x: torch.cdist(x.flatten(2), x.flatten(2)).mean(2)[..., None, None] + x,
+        "without a rule": lambda x: x.masked_scatter(x > 0, x.flip(1)),
     }
     name = b.draw(st.sampled_from(sorted(functions)))
     b.add(name, lambda layer, x, _: functions[name](x), b.now)
@@ -284,7 +256,7 @@ IMAGE_STEPS: dict[str, Callable[[Builder], None]] = {
         *(_add_in_place, _filled_in_place, _cat, _stack, _split, _gate, _shuffle, _excitation, _scale, _pad),
         *(_channel_attention, _fold, _rows, _ordered),
     )
-}
+} | NEW_IMAGE_STEPS
 
 
 def _linear(b: Builder) -> None:
@@ -303,14 +275,14 @@ def _mixer(b: Builder) -> None:
 
 
 def _multihead(b: Builder) -> None:
-    heads = b.draw(st.sampled_from(_divisors(b.now)))
+    heads = b.draw(st.sampled_from(divisors(b.now)))
     layer = nn.MultiheadAttention(b.now, heads, batch_first=True)
     weights = b.draw(st.booleans())
     b.add(f"attention, {heads} heads", lambda layer, x, _: layer(x, x, x, need_weights=weights)[0], b.now, layer)
 
 
 def _packed(b: Builder) -> None:
-    heads = b.draw(st.sampled_from(_divisors(b.now)))
+    heads = b.draw(st.sampled_from(divisors(b.now)))
     layout = b.draw(st.sampled_from(["3 first", "3 last", "chunks"]))
     causal = b.draw(st.booleans())
     layer = nn.Linear(b.now, 3 * b.now)
@@ -384,7 +356,7 @@ TOKEN_STEPS: dict[str, Callable[[Builder], None]] = {
         *(_linear, _token_norm, _mixer, _multihead, _packed, _recurrent, _token_activation, _token_residual),
         *(_einsum, _token_cat, _token_gate),
     )
-}
+} | NEW_TOKEN_STEPS
 
 
 @st.composite
