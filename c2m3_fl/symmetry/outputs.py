@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-_STATE = {"past_key_values", "mems", "cache_params"}
+_STATE = {"past_key_values", "mems", "cache_params", "encoder_last_hidden_state"}
 """What language models return for the next token to start from: their state, not their output."""
 _NOT_ENTERED = (str, bytes, type, nn.Module, ModuleType, FunctionType, MethodType)
 
@@ -18,7 +18,8 @@ def tensors_of(value: Any) -> list[Tensor]:
     """Every tensor inside of a value, in a fixed order.
 
     Mappings, sequences, dataclasses and the attributes of other objects are entered, so that outputs of no class have to
-    be registered with torch. The keys and values that a language model caches are left out.
+    be registered with torch. What a language model keeps for its next call, such as cached keys and values, is
+    left out.
     """
     return list(_found(value, set()))
 

@@ -82,6 +82,19 @@ def matmul(call: Call) -> Traced:
     return _matmul(call, a, b)
 
 
+@rule("_grouped_mm", "transformers::grouped_mm_fallback")
+def grouped_matmul(call: Call) -> Any:
+    """Rows sorted by expert, each times the matrix of its own."""
+    x, weight, *others = call.tensors
+    if (x.ndim, weight.ndim, len(others)) != (2, 3, 1):
+        return NotImplemented
+    symbols.unify(x.axes[1], weight.axes[1])
+    for extent in (x.axes[0], weight.axes[0], others[0].axes[0]):
+        symbols.pin(extent, "rows are sorted by the expert they go to")
+    call.names.produce(weight.axes[2], weight)
+    return Traced((x.axes[0], weight.axes[2]))
+
+
 @rule("addmm", "baddbmm", "addmv")
 def add_matmul(call: Call) -> Any:
     """A matrix product added to a tensor."""

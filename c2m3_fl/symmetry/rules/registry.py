@@ -106,11 +106,11 @@ STACKED: dict[str, Callable[[Call, Stacked], Any]] = {}
 
 
 def rule(*names: str) -> Callable[[Rule], Rule]:
-    """Enter a rule for ATen operators; an operator's in-place form shares it."""
+    """Enter a rule for operators, ATen's where no library is named; an operator's in-place form shares it."""
 
     def enter(function: Rule) -> Rule:
         for name in names:
-            RULES[f"aten::{name}"] = function
+            RULES[name if "::" in name else f"aten::{name}"] = function
         return function
 
     return enter
