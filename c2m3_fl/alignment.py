@@ -13,6 +13,7 @@ from torch import Tensor
 from c2m3_fl.averaging import average_clients
 from c2m3_fl.device import resolve_device
 from c2m3_fl.matching import Identity, Iteration, Matcher, resolve_matcher
+from c2m3_fl.matching.matcher import objective_of
 from c2m3_fl.matching.problem import MatchingProblem, as_client_maps
 from c2m3_fl.round import Clients, StateDict
 from c2m3_fl.symmetry import PermutationSpec, compose, invert
@@ -156,8 +157,7 @@ def align_clients(clients: Clients, spec: PermutationSpec, matcher: Matcher, dev
     matching = (matcher if len(counting) > 1 and problem.blocks else Identity()).match(problem)
     found = as_client_maps(problem.group_names, matching.permutations, len(counting))
     maps: dict[int, dict[str, Tensor]] = dict(zip(counting, found, strict=True))
-    objective = problem.objective(matching.permutations)
-    objective_before = problem.objective(problem.identity())
+    objective, objective_before = objective_of(problem, matching), problem.identity_objective
     if len(counting) < len(clients):
         counted = clients.subset(counting)
         images = [spec.apply(clients.state_dicts[client], maps[client]) for client in counting]

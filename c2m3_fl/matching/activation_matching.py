@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -97,7 +97,7 @@ class ActivationMatcher:
                 if recorded.fault:
                     raise RepairError(f"client {position}: {recorded.fault}")
                 recordings.append(recorded.outputs)
-        return self.matcher.match(with_activations(problem, recordings, self.share))
+        return _matched(self.matcher, with_activations(problem, recordings, self.share))
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ class RecordedActivationMatcher:
         found = [own for own in outputs if own is not None]
         if len(found) < problem.clients:
             return self.matcher.match(problem)
-        return self.matcher.match(with_activations(problem, found, self.share))
+        return _matched(self.matcher, with_activations(problem, found, self.share))
 
 
 def activation_rows(sites: Sequence[Site], spec: PermutationSpec) -> dict[str, int]:
@@ -188,6 +188,11 @@ def _whole_clients(problem: MatchingProblem) -> tuple[Mapping[str, Tensor], ...]
     if len(problem.state_dicts) != problem.clients:
         raise ValueError("activations can only be matched of whole clients, not of sums or parts of them")
     return problem.state_dicts
+
+
+def _matched(matcher: Matcher, extended: MatchingProblem) -> Matching:
+    """Solve a problem with activations; the objective that the matcher knows would include them."""
+    return replace(matcher.match(extended), objective=None)
 
 
 def _check_share(share: float) -> None:

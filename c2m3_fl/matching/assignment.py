@@ -29,6 +29,12 @@ def assign(gains: Tensor) -> Tensor:
     ------
     ValueError
         If an entry is NaN or positive infinity.
+    """
+    return torch.from_numpy(solve(gains.numpy()))
+
+
+def solve(gains: NDArray[np.floating]) -> NDArray[np.int64]:
+    """Solve one linear assignment problem exactly: `assign` on arrays.
 
     Notes
     -----
@@ -37,15 +43,15 @@ def assign(gains: Tensor) -> Tensor:
     interpreter's lock, so that threads solve several problems at once. A few Sinkhorn steps find nearly optimal prices
     of the columns; taken off the matrix they do not change its optimum, but shorten the solver's search by half or more.
     """
-    matrix: NDArray[np.floating] = gains.numpy()
-    best = matrix.argmax(axis=1)
-    if np.bincount(best, minlength=len(best)).max(initial=0) == 1 and np.isfinite(matrix).all():
-        return torch.from_numpy(best)
-    costs = matrix.astype(np.float64)
-    if len(matrix) >= _PRICED_SIZE:
-        costs -= _prices(gains).double().numpy()
+    best: NDArray[np.int64] = gains.argmax(axis=1)
+    if np.bincount(best, minlength=len(best)).max(initial=0) == 1 and np.isfinite(gains).all():
+        return best
+    costs = gains.astype(np.float64)
+    if len(gains) >= _PRICED_SIZE:
+        costs -= _prices(gains)
     np.negative(costs, out=costs)
-    return torch.from_numpy(linear_sum_assignment(costs)[1])
+    found: NDArray[np.int64] = linear_sum_assignment(costs)[1]
+    return found
 
 
 _PRICED_SIZE = 64  # below it the prices cost more than they save
@@ -54,14 +60,15 @@ _STEPS = 8
 _LEAST_EXPONENT = -60.0  # keeps float32 sums from underflow
 
 
-def _prices(gains: Tensor) -> Tensor:
+def _prices(gains: NDArray[np.floating]) -> NDArray[np.floating]:
     """Column prices from Sinkhorn's iteration (Cuturi 2013): nearly those of the assignment problem's dual."""
-    scale = gains.std().clamp_min(torch.finfo(gains.dtype).tiny) / _SHARPNESS
-    kernel = ((gains - gains.amax(1, keepdim=True)) / scale).clamp_min_(_LEAST_EXPONENT).exp_()
-    columns = torch.ones_like(kernel[0])
+    scale = max(gains.std(ddof=1), np.finfo(gains.dtype).tiny) / _SHARPNESS
+    kernel = np.exp(np.maximum((gains - gains.max(axis=1, keepdims=True)) / scale, _LEAST_EXPONENT))
+    columns = np.ones_like(kernel[0])
     for _ in range(_STEPS):
-        columns = (kernel.T @ (kernel @ columns).reciprocal_()).reciprocal_()
-    return -scale * columns.log()
+        columns = 1.0 / (1.0 / (kernel @ columns) @ kernel)
+    prices: NDArray[np.floating] = -scale * np.log(columns)
+    return prices
 
 
 def assign_all(gains: Iterable[Tensor], executor: ThreadPoolExecutor) -> Iterator[Tensor]:

@@ -9,19 +9,19 @@ permuted axes of a tensor, a parabola for ordinary layers.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
-from itertools import islice
 
+import numpy as np
 import torch
-from numpy.polynomial import Polynomial
+from numpy.typing import NDArray
 from torch import Tensor
 
-from c2m3_fl.matching.assignment import assign
+from c2m3_fl.matching.assignment import solve
 from c2m3_fl.matching.line_search import along_step, maximise_on_unit_interval
 from c2m3_fl.matching.matcher import Iteration, Matching
-from c2m3_fl.matching.problem import MatchingProblem, contract, gather, inner, on_host, pair_sum, weighted_sum
+from c2m3_fl.matching.problem import MatchingProblem, on_host
+from c2m3_fl.matching.tier import Cells, Tier
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,8 @@ class BlockFrankWolfe:
     Notes
     -----
     Memory, in multiples of the clients' own size: up to 4 for linear and convolution layers (the client as it is, mapped
-    along each axis, and along both), one matrix per client and group for the soft maps, and 3 blocks of one client.
+    along each axis, and along both), one matrix per client and group for the soft maps, and the blocks of one client 5
+    times over.
     """
 
     max_passes: int = 10
@@ -50,19 +51,20 @@ class BlockFrankWolfe:
 
     def match(self, problem: MatchingProblem) -> Matching:
         """Solve a matching problem from the identity."""
-        return self.ascend(problem, SoftClients(problem, problem.identity(), coarse=self.coarse))
+        return self.ascend(SoftClients(problem, coarse=self.coarse), problem.identity())
 
     def restart(self, problem: MatchingProblem, permutations: Sequence[Tensor], softness: float) -> Matching:
         """Start from permutations (per group, shape ``(clients, size)``) mixed with the barycentre."""
-        return self.ascend(problem, SoftClients(problem, permutations, softness, self.coarse))
+        return self.ascend(SoftClients(problem, coarse=self.coarse), permutations, softness)
 
-    def ascend(self, problem: MatchingProblem, soft: SoftClients) -> Matching:
-        """Go on from soft maps, which are changed."""
+    def ascend(self, soft: SoftClients, permutations: Sequence[Tensor], softness: float = 0.0) -> Matching:
+        """The same as `restart`, in buffers that are used again."""
+        soft.start(permutations, softness)
         objective = soft.objective()
         iterations = [Iteration("block-frank-wolfe", objective)]
         with ThreadPoolExecutor() as executor:
             for _ in range(self.max_passes):
-                steps = [soft.step(client, executor) for client in range(problem.clients)]
+                steps = [soft.step(client, executor) for client in range(len(soft.maps))]
                 soft.refresh()
                 before, objective = objective, soft.objective()
                 iterations.append(Iteration("block-frank-wolfe", objective, sum(steps) / len(steps)))
@@ -74,133 +76,106 @@ class BlockFrankWolfe:
 class SoftClients:
     """The clients under soft maps, and their weighted sum.
 
-    ``tables[b][m]`` is block b of all clients, mapped along the axes whose bits are set in m: ``tables[b][0]`` is their
-    own data, ``tables[b][-1]`` their images in the universe.
-
     Parameters
     ----------
     problem
         The clients.
-    permutations
-        Where to start, per group of shape ``(clients, size)``.
-    softness
-        Share of the barycentre, the doubly stochastic matrix of equal entries, in the maps at the start.
     coarse
-        Take the gradients' products in bfloat16 where that is faster.
+        Multiply for gradients in bfloat16 where that is faster.
+
+    Attributes
+    ----------
+    maps
+        Per client the soft maps, laid out as `Cells`: shape ``(clients, entries)``. Only `start` gives them a value.
     """
 
-    def __init__(
-        self, problem: MatchingProblem, permutations: Sequence[Tensor], softness: float = 0.0, coarse: bool = False
-    ) -> None:
+    def __init__(self, problem: MatchingProblem, *, coarse: bool = False) -> None:
         self.problem = problem
-        self.dtypes = problem.product_dtypes(coarse)
-        self.tables: list[list[Tensor]] = []
-        for block in problem.blocks:
-            tables = [block.data] * (1 << block.order)
-            for axis in range(block.order):
-                for kept in range(len(tables)):
-                    if not kept >> axis & 1:
-                        image = gather(tables[kept], [axis], block.groups, permutations)
-                        if softness:
-                            image.lerp_(tables[kept].mean(axis + 1, keepdim=True).expand_as(image), softness)
-                        tables[kept | 1 << axis] = image
-            self.tables.append(tables)
-        self.maps = []
-        for orders, size in zip(permutations, problem.group_sizes, strict=True):
-            maps = torch.full((problem.clients, size, size), softness / size, dtype=problem.dtype)
-            maps.scatter_add_(
-                2, orders[..., None], torch.full_like(orders, 1.0 - softness, dtype=maps.dtype)[..., None]
-            )
-            self.maps.append(maps)
-        self.sums: list[Tensor] = []
-        self.refresh()
+        self.cells = Cells.of(problem.group_sizes)
+        self.maps = torch.zeros(problem.clients, self.cells.total, dtype=problem.dtype, device=problem.device)
+        dtypes = problem.product_dtypes(coarse)
+        self._tiers = [Tier(problem, order, dtypes) for order in sorted({block.order for block in problem.blocks})]
+        self._client_maps = list(self.maps)
+        self._rows = self.cells.rows().to(problem.device)
+        self._ones = torch.ones(len(self._rows), dtype=problem.dtype, device=problem.device)
+
+    def start(self, permutations: Sequence[Tensor], softness: float = 0.0) -> None:
+        """Begin at permutations (per group, shape ``(clients, size)``) mixed with the barycentre."""
+        orders = torch.cat(list(permutations), dim=1).to(self.problem.device)
+        for tier in self._tiers:
+            tier.start([torch.split(own, list(self.problem.group_sizes)) for own in orders], softness)
+        for matrices in self.cells.views(self.maps):
+            matrices.fill_(softness / matrices.shape[-1])
+        vertices = orders + self._rows
+        self.maps.scatter_add_(1, vertices, torch.full_like(vertices, 1.0 - softness, dtype=self.maps.dtype))
 
     def rounded(self, executor: ThreadPoolExecutor) -> list[Tensor]:
         """The permutations nearest to the soft maps, per group of shape ``(clients, size)``."""
-        return [torch.stack(list(executor.map(assign, maps))) for maps in self.maps]
+        found = [_solve_all(self._on_host(own), executor) for own in self.maps.cpu().numpy()]
+        return [torch.from_numpy(np.stack(orders)) for orders in zip(*found, strict=True)]
 
     def refresh(self) -> None:
         """Sum the clients anew, which removes the rounding errors of the steps' updates."""
-        self.sums = [weighted_sum(tables[-1], self.problem.weights) for tables in self.tables]
+        for tier in self._tiers:
+            tier.refresh()
 
     def objective(self) -> float:
-        """The soft objective; only right after `refresh`."""
-        images = [tables[-1] for tables in self.tables]
-        return self.problem.constant + pair_sum(images, self.sums, self.problem.weights)
+        """The soft objective; only right after `start` or `refresh`."""
+        squares = iter(on_host([square for tier in self._tiers for square in tier.squares()]))
+        objective = self.problem.constant
+        for _ in self._tiers:
+            objective += next(squares)
+            objective -= sum(weight**2 * next(squares) for weight in self.problem.weights)
+        return objective
 
     def step(self, client: int, executor: ThreadPoolExecutor) -> float:
         """Move one client to the best point between its soft maps and the vertex of its gradient; return the step."""
-        weight = self.problem.weights[client]
-        others = [
-            torch.sub(total, tables[-1][client], alpha=weight)
-            for total, tables in zip(self.sums, self.tables, strict=True)
-        ]
-        shares, vertex = self._vertex(client, others, executor)
-        orders = [order.to(self.problem.device) for order in vertex]
-        step = maximise_on_unit_interval(self._search(client, others, shares, orders))
+        for tier in self._tiers:
+            tier.leave(client)
+        vertex, maps = self.vertex(executor), self._client_maps[client]
+        positions = vertex + self._rows
+        orders = torch.split(vertex, list(self.problem.group_sizes))
+        searches = [tier.search(client, maps, orders, positions) for tier in self._tiers]
+        sums = iter(on_host([each for search in searches for each in search]))
+        # The objective's change, over 2 w_p.
+        along = [along_step([next(sums) for _ in search]) for search in searches]
+        step = maximise_on_unit_interval(sum(along[1:], along[0]))
         if step > 0.0:
-            self._move(client, orders, step)
-            for number, rest in enumerate(others):
-                self.sums[number] = rest.add_(self.tables[number][-1][client], alpha=weight)
-            for maps, order in zip(self.maps, vertex, strict=True):
-                maps[client].mul_(1.0 - step)
-                maps[client][torch.arange(len(order)), order] += step
+            for tier in self._tiers:
+                tier.move(client, orders, step)
+                tier.join(client)
+            maps.mul_(1.0 - step).index_add_(0, positions, self._ones, alpha=step)
         return step
 
-    def _vertex(
-        self, client: int, others: list[Tensor], executor: ThreadPoolExecutor
-    ) -> tuple[dict[tuple[int, int], Tensor], list[Tensor]]:
-        """Each block's share of the gradient by axis, and per group the assignment that maximises the gradient."""
-        shares: dict[tuple[int, int], Tensor] = {}
-        pending = []
-        for group in range(len(self.problem.group_sizes)):
-            own = []
-            for number, block in enumerate(self.problem.blocks):
-                for axis in block.axes_of(group):
-                    image = self.tables[number][len(self.tables[number]) - 1 ^ 1 << axis][client]
-                    shares[number, axis] = contract(others[number][None], image[None], axis, self.dtypes[group])[0]
-                    own.append(shares[number, axis])
-            gradient = sum(own[1:], own[0]).cpu()
-            # A thread costs more than a small assignment.
-            small = len(gradient) < _THREADED_SIZE
-            pending.append(partial(assign, gradient) if small else executor.submit(assign, gradient).result)
-        return shares, [result() for result in pending]
+    def vertex(self, executor: ThreadPoolExecutor) -> Tensor:
+        """The assignments that maximise the gradient of the client that has left, one after the other.
 
-    def _search(
-        self, client: int, others: list[Tensor], shares: dict[tuple[int, int], Tensor], orders: list[Tensor]
-    ) -> Polynomial:
-        """The part of the objective that the client's step changes, over 2 w_p, as a polynomial in the step size."""
-        values: list[Tensor] = []
-        for number, block in enumerate(self.problem.blocks):
-            tables = self.tables[number]
-            for moved in range(len(tables)):
-                axes = [axis for axis in range(block.order) if moved >> axis & 1]
-                if len(axes) == 1:  # the gradient's share already holds these inner products
-                    order = orders[block.groups[axes[0]]]
-                    chosen = shares[number, axes[0]].gather(1, order[:, None])
-                    values.append(chosen.sum(dtype=torch.float64))
-                    continue
-                image = tables[len(tables) - 1 ^ moved][client]
-                for axis in axes:
-                    image = image.index_select(axis, orders[block.groups[axis]])
-                values.append(inner(image, others[number]))
-        found = iter(on_host(values))
-        totals: dict[int, list[float]] = {}
-        for block in self.problem.blocks:
-            ways = 1 << block.order
-            before = totals.get(block.order, [0.0] * ways)
-            totals[block.order] = [a + b for a, b in zip(before, islice(found, ways), strict=True)]
-        return sum(map(along_step, totals.values()), Polynomial([0.0]))
+        Returns
+        -------
+        Tensor
+            LongTensor of shape ``(sum of group sizes,)``; one transfer from the device, and one to it.
+        """
+        gradient = self._tiers[0].gradient
+        for tier in self._tiers[1:]:
+            gradient = gradient + tier.gradient
+        found = _solve_all(self._on_host(gradient.cpu().numpy()), executor)
+        return torch.from_numpy(np.concatenate(found)).to(self.problem.device)
 
-    def _move(self, client: int, orders: list[Tensor], step: float) -> None:
-        # Axis by axis: with (1 - step) P + step * vertex along one axis after the other, the products come by themselves.
-        for number, block in enumerate(self.problem.blocks):
-            tables = self.tables[number]
-            for axis, group in enumerate(block.groups):
-                for kept in range(len(tables)):
-                    if not kept >> axis & 1:
-                        vertex = tables[kept][client].index_select(axis, orders[group])
-                        tables[kept | 1 << axis][client].lerp_(vertex, step)
+    def _on_host(self, buffer: NDArray[np.floating]) -> list[NDArray[np.floating]]:
+        return [
+            buffer[start : start + size * size].reshape(size, size)
+            for start, size in zip(self.cells.starts, self.cells.sizes, strict=True)
+        ]
+
+
+def _solve_all(matrices: Sequence[NDArray[np.floating]], executor: ThreadPoolExecutor) -> list[NDArray[np.int64]]:
+    """One assignment a matrix, the large ones on threads: a thread costs more than a small one."""
+    pending: list[Future[NDArray[np.int64]] | None] = [
+        executor.submit(solve, matrix) if len(matrix) >= _THREADED_SIZE else None for matrix in matrices
+    ]
+    return [
+        solve(matrix) if future is None else future.result() for matrix, future in zip(matrices, pending, strict=True)
+    ]
 
 
 _THREADED_SIZE = 128

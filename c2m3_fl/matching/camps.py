@@ -15,7 +15,7 @@ from torch import Tensor
 
 from c2m3_fl.matching.block_frank_wolfe import BlockFrankWolfe
 from c2m3_fl.matching.coordinate_ascent import CoordinateAscent
-from c2m3_fl.matching.matcher import Iteration, Matching
+from c2m3_fl.matching.matcher import Iteration, Matching, objective_of
 from c2m3_fl.matching.problem import Block, MatchingProblem
 
 
@@ -40,33 +40,37 @@ class CampMoves:
     max_moves: int = 20
     tolerance: float = 1e-6
 
-    def improve(self, problem: MatchingProblem, permutations: Sequence[Tensor]) -> Matching:
-        """Ascend from given permutations (per group, shape ``(clients, size)``)."""
-        current, iterations = list(permutations), []
+    def improve(
+        self, problem: MatchingProblem, permutations: Sequence[Tensor], objective: float | None = None
+    ) -> Matching:
+        """Ascend from given permutations (per group, shape ``(clients, size)``), and their objective if it is known."""
+        matching = Matching(list(permutations), (), problem.objective(permutations) if objective is None else objective)
+        iterations: list[Iteration] = []
         for _ in range(self.max_moves):
-            moved = self._move(problem, current)
+            moved = self._moved(problem, matching)
             if moved is None:
                 break
-            matching = self.finish.improve(problem, moved)
-            current = matching.permutations
+            matching = self.finish.improve(problem, moved.permutations, moved.objective)
             iterations.append(Iteration("camp-moves", matching.iterations[0].objective))
             iterations.extend(matching.iterations[1:])
-        return Matching(current, tuple(iterations))
+        return replace(matching, iterations=tuple(iterations))
 
-    def _move(self, problem: MatchingProblem, permutations: Sequence[Tensor]) -> list[Tensor] | None:
-        """Permutations with a camp moved, or None if that gains nothing."""
-        images = problem.mapped(permutations)
+    def _moved(self, problem: MatchingProblem, matching: Matching) -> Matching | None:
+        """The matching with a camp moved, or None if that gains nothing."""
+        images = problem.mapped(matching.permutations)
         for camp in camps(images, problem.clients):
             pair = _pair(problem, images, camp)
-            before = pair.objective(pair.identity())
-            aligned = self.finish.improve(pair, self.start.match(pair).permutations).permutations
-            if pair.objective(aligned) - before <= self.tolerance * abs(before):
+            before = pair.identity_objective
+            aligned = self.finish.improve(pair, self.start.match(pair).permutations)
+            # All that the camps' sums gain with each other, the clients gain: within a camp nothing changes.
+            gain = objective_of(pair, aligned) - before
+            if gain <= self.tolerance * abs(before):
                 continue
-            moved = [orders.clone() for orders in permutations]
-            for orders, (rest_order, camp_order) in zip(moved, aligned, strict=True):
+            moved = [orders.clone() for orders in matching.permutations]
+            for orders, (rest_order, camp_order) in zip(moved, aligned.permutations, strict=True):
                 # Relative to the rest, which stays where it is.
                 orders[camp] = orders[camp][:, camp_order[rest_order.argsort()]]
-            return moved
+            return Matching(moved, (), objective_of(problem, matching) + gain)
         return None
 
 
@@ -105,10 +109,10 @@ def camps(images: Sequence[Tensor], clients: int) -> Iterator[Tensor]:
 
 def _pair(problem: MatchingProblem, images: Sequence[Tensor], camp: Tensor) -> MatchingProblem:
     """The problem of two clients: the sum of the rest, and the sum of the camp."""
-    blocks = []
-    for block, image in zip(problem.blocks, images, strict=True):
-        sums = torch.zeros((2, *image.shape[1:]), dtype=image.dtype, device=image.device)
-        for client, weight in enumerate(problem.weights):
-            sums[int(camp[client])].add_(image[client], alpha=weight)
-        blocks.append(Block(block.groups, sums))
-    return replace(problem, blocks=tuple(blocks), weights=(1.0, 1.0), constant=0.0, state_dicts=())
+    weights = torch.tensor(problem.weights, dtype=problem.dtype)
+    shares = torch.stack([torch.where(camp, 0.0, weights), torch.where(camp, weights, 0.0)]).to(problem.device)
+    blocks = tuple(
+        Block(block.groups, torch.mm(shares, image.flatten(1)).view(2, *image.shape[1:]))
+        for block, image in zip(problem.blocks, images, strict=True)
+    )
+    return replace(problem, blocks=blocks, weights=(1.0, 1.0), constant=0.0, state_dicts=())

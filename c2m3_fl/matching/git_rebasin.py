@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from c2m3_fl.matching.coordinate_ascent import Universe
 from c2m3_fl.matching.matcher import Matching
 from c2m3_fl.matching.problem import MatchingProblem
 from c2m3_fl.matching.reference import match_to_reference
+from c2m3_fl.matching.universe import Universe
 
 
 @dataclass(frozen=True)

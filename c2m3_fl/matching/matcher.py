@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from torch import Tensor
@@ -39,10 +40,35 @@ class Matching:
         Per group, LongTensor of shape ``(clients, size)``: indices by which each client is mapped to the universe.
     iterations
         What happened, in order; the first entry of a phase is the objective at its start.
+    objective
+        The hard objective at the permutations, where the matcher knows it, so that nobody computes it again.
     """
 
     permutations: list[Tensor]
     iterations: tuple[Iteration, ...]
+    objective: float | None = None
+
+
+def objective_of(problem: MatchingProblem, matching: Matching) -> float:
+    """The hard objective of a matching, computed if the matcher did not tell."""
+    return problem.objective(matching.permutations) if matching.objective is None else matching.objective
+
+
+def finished(problem: MatchingProblem, permutations: list[Tensor], iterations: Sequence[Iteration]) -> Matching:
+    """The result of a matcher that kept account of a hard objective: with it summed anew, in the last iteration too.
+
+    Parameters
+    ----------
+    problem
+        The clients.
+    permutations
+        The matcher's result.
+    iterations
+        What happened; the first one's objective is exact.
+    """
+    moved = iterations[-1].objective != iterations[0].objective
+    objective = problem.objective(permutations) if moved else iterations[0].objective
+    return Matching(permutations, (*iterations[:-1], replace(iterations[-1], objective=objective)), objective)
 
 
 class Matcher(Protocol):
@@ -59,5 +85,5 @@ class Identity:
 
     def match(self, problem: MatchingProblem) -> Matching:
         """Return the identity."""
-        permutations = problem.identity()
-        return Matching(permutations, (Iteration("identity", problem.objective(permutations)),))
+        objective = problem.identity_objective
+        return Matching(problem.identity(), (Iteration("identity", objective),), objective)

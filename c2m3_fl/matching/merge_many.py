@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from c2m3_fl.matching.coordinate_ascent import Universe
-from c2m3_fl.matching.matcher import Iteration, Matching
+from c2m3_fl.matching.matcher import Iteration, Matching, finished
 from c2m3_fl.matching.problem import MatchingProblem
+from c2m3_fl.matching.universe import Universe
 
 
 @dataclass(frozen=True)
@@ -39,14 +39,15 @@ class MergeMany:
         """Solve a matching problem."""
         random = np.random.default_rng(self.seed)
         universe = Universe(problem, problem.identity(), self.tolerance)
-        iterations = [Iteration("merge-many", universe.objective())]
+        started = problem.identity_objective
+        iterations = [Iteration("merge-many", started)]
         for _ in range(self.max_rounds):
             moves = sum(self._visit(universe, client, random) for client in random.permutation(problem.clients))
             universe.refresh()
-            iterations.append(Iteration("merge-many", universe.objective()))
+            iterations.append(Iteration("merge-many", started + universe.gained))
             if not moves:
                 break
-        return Matching(universe.permutations, tuple(iterations))
+        return finished(problem, universe.permutations, iterations)
 
     def _visit(self, universe: Universe, client: int, random: np.random.Generator) -> int:
         """Weight matching of one client with the others as they are now; return the number of moves."""

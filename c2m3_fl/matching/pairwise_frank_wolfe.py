@@ -39,7 +39,8 @@ class PairwiseFrankWolfe:
             )
 
     def _solve(self, pair: MatchingProblem, executor: ThreadPoolExecutor) -> list[Tensor]:
-        soft = SoftClients(pair, pair.identity())
+        soft = SoftClients(pair)
+        soft.start(pair.identity())
         objective = soft.objective()
         for _ in range(self.max_iterations):
             soft.step(1, executor)

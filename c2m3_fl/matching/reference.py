@@ -64,7 +64,7 @@ def match_to_reference(problem: MatchingProblem, reference: int, phase: str, sol
     if not 0 <= reference < problem.clients:
         raise ValueError(f"reference {reference} is none of the {problem.clients} clients, numbered from 0")
     permutations = problem.identity()
-    iterations = [Iteration(phase, problem.objective(permutations))]
+    started = problem.identity_objective
     for client in range(problem.clients):
         if client == reference:
             continue
@@ -72,8 +72,8 @@ def match_to_reference(problem: MatchingProblem, reference: int, phase: str, sol
             permutations, solve(_pair(problem, reference, client)), strict=True
         ):
             orders[client] = of_client[of_reference.argsort()]
-    iterations.append(Iteration(phase, problem.objective(permutations)))
-    return Matching(permutations, tuple(iterations))
+    objective = problem.objective(permutations)
+    return Matching(permutations, (Iteration(phase, started), Iteration(phase, objective)), objective)
 
 
 def _pair(problem: MatchingProblem, reference: int, client: int) -> MatchingProblem:

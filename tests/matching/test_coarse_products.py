@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from typing import Any
 
 import pytest
 import torch
@@ -17,9 +16,10 @@ from c2m3_fl.matching import (
     MatchingProblem,
     MergeMany,
     UniverseMatcher,
-    block_frank_wolfe,
     default,
     problem,
+    tier,
+    universe,
 )
 from c2m3_fl.symmetry import PermutationSpec
 from tests.cases import SPECS, build_problem, random_clients, related_clients
@@ -37,17 +37,17 @@ def coarse_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(default, "_SMALL_SIZE", 0)
 
 
-def products(matcher: Matcher, case: MatchingProblem, monkeypatch: pytest.MonkeyPatch) -> list[torch.dtype | None]:
+def products(matcher: Matcher, case: MatchingProblem, monkeypatch: pytest.MonkeyPatch) -> list[torch.dtype]:
     """The types in which a matcher multiplies, in order of first use."""
-    contract, seen = problem.contract, []
+    multiply, seen = problem.multiply, []
 
-    def spy(*args: Any) -> torch.Tensor:
-        seen.append(args[3] if len(args) > 3 else None)
-        return contract(*args)
+    def spy(left: torch.Tensor, right: torch.Tensor, total: torch.Tensor) -> None:
+        seen.append(left.dtype)
+        multiply(left, right, total)
 
     with monkeypatch.context() as patched:
-        for module in (problem, block_frank_wolfe):
-            patched.setattr(module, "contract", spy)
+        for module in (tier, universe):
+            patched.setattr(module, "multiply", spy)
         matcher.match(case)
     return list(dict.fromkeys(seen))
 

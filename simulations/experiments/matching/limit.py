@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from unittest.mock import patch
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from c2m3_fl.matching import assignment, block_frank_wolfe, coordinate_ascent, frank_wolfe, problem
+from c2m3_fl.matching import assignment, block_frank_wolfe, certificate, frank_wolfe, problem, tier, universe
 
 
 @dataclass
@@ -40,21 +41,28 @@ class Limit:
 @contextmanager
 def measured_limit() -> Iterator[Limit]:
     """Within this context every matcher's products and assignments are timed by themselves."""
-    limit, contracted, solve = Limit(), problem.contract, assignment.assign
+    limit, contracted, multiplied, solved = Limit(), problem.contract, problem.multiply, assignment.solve
+
+    def timed(product: Callable[[], object]) -> None:
+        start = time.thread_time()
+        product()
+        limit.products += time.thread_time() - start
+        limit.product_calls += 1
 
     def contract(left: Tensor, right: Tensor, axis: int, dtype: torch.dtype | None = None) -> Tensor:
         a, b = (data.movedim(axis + 1, 1).flatten(2).to(dtype or data.dtype).contiguous() for data in (left, right))
-        start = time.thread_time()
-        torch.bmm(a, b.transpose(1, 2))
-        limit.products += time.thread_time() - start
-        limit.product_calls += 1
+        timed(lambda: torch.bmm(a, b.transpose(1, 2)))
         return contracted(left, right, axis, dtype)
 
-    def assign(gains: Tensor) -> Tensor:
+    def multiply(left: Tensor, right: Tensor, total: Tensor) -> None:
+        timed(lambda: torch.mm(left, right))
+        multiplied(left, right, total)
+
+    def solve(gains: NDArray[np.floating]) -> NDArray[np.int64]:
         start = time.thread_time()
-        order = solve(gains)
+        order = solved(gains)
         seconds = time.thread_time() - start
-        rows = gains.numpy().argmax(axis=1)
+        rows = gains.argmax(axis=1)
         if len(np.unique(rows)) < len(rows):
             with limit.lock:
                 limit.assignments += seconds
@@ -62,8 +70,10 @@ def measured_limit() -> Iterator[Limit]:
         return order
 
     with ExitStack() as stack:
-        for module in (problem, block_frank_wolfe, frank_wolfe):
+        for module in (problem, certificate, frank_wolfe):
             stack.enter_context(patch.object(module, "contract", contract))
-        for module in (assignment, block_frank_wolfe, coordinate_ascent):
-            stack.enter_context(patch.object(module, "assign", assign))
+        for module in (problem, tier, universe):
+            stack.enter_context(patch.object(module, "multiply", multiply))
+        for module in (assignment, block_frank_wolfe, universe):
+            stack.enter_context(patch.object(module, "solve", solve))
         yield limit
