@@ -54,7 +54,7 @@ def solve(gains: NDArray[np.floating]) -> NDArray[np.int64]:
     return found
 
 
-_PRICED_SIZE = 64  # below it the prices cost more than they save
+_PRICED_SIZE = 128  # below it the prices cost more than they save
 _SHARPNESS = 10.0  # entries are divided by their standard deviation over this, then exponentiated
 _STEPS = 8
 _LEAST_EXPONENT = -60.0  # keeps float32 sums from underflow
