@@ -43,6 +43,9 @@ MAX_RATIO = 1e3
 ABSURD = 1e12
 """No tensor becomes so many times larger than the broadcast one, or one."""
 
+MAX_CORRECTION = 100.0
+"""How many times the size of its layer the correction of a tensor may be, where clients measured for it."""
+
 MAJORITY = 3
 """So many clients at least, before one is compared with others."""
 
@@ -89,6 +92,22 @@ def implausible(
     given = [_impossible(each, own, start, names) for each, own in zip(state_dicts, found, strict=True)]
     compared = judge(found, start, {name: state_dicts[0][name].shape for name in names})
     return [first or second for first, second in zip(given, compared, strict=True)]
+
+
+def ruined(corrected: StateDict, merged: StateDict) -> str | None:
+    """Say why a correction of the merged network cannot be meant, or None."""
+    for name, tensor in corrected.items():
+        start = merged[name]
+        if bool((~torch.isfinite(tensor) & torch.isfinite(start)).any()):
+            return f"tensor {name!r} has entries that are NaN or infinite"
+    names = _trained(merged, None)
+    found, before = sizes(corrected, merged, names), sizes(merged)
+    shapes = {name: merged[name].shape for name in names}
+    for name in names:
+        size = max(before.networks[name], _of_the_layer(name, before.networks, shapes))
+        if size > 0 and found.updates[name] > MAX_CORRECTION * size:
+            return f"the correction of tensor {name!r} is {found.updates[name] / size:.3g} times its layer's size"
+    return _impossible(corrected, found, before, names)
 
 
 def _trained(state_dict: StateDict, parameters: Collection[str] | None) -> list[str]:

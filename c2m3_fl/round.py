@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, overload
@@ -216,7 +217,8 @@ class Clients:
     ) -> Clients:
         """Put clients that were examined in order."""
         largest = max(weights)
-        shares = [weight / largest for weight in weights]  # a sum of huge weights would overflow
+        # A sum of huge weights would overflow; a weight that counts must not vanish beside a huge one.
+        shares = [max(weight / largest, sys.float_info.min) if weight > 0 else 0.0 for weight in weights]
 
         def compare(a: int, b: int) -> int:
             first, second = (_sortable(sums[a]), shares[a]), (_sortable(sums[b]), shares[b])

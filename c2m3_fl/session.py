@@ -187,8 +187,6 @@ class Session:
     def _aligned(self, clients: Clients, recordings: Sequence[Recording]) -> _Aligned:
         """Align all clients that belong, again and again while there are outliers to leave out."""
         robust = self.options.robust
-        if robust is not None:
-            clients = clients.weighted(capped(clients.weights))
         excluded = {number: fault for number, each in enumerate(recordings) if (fault := each.fault)}
         if len(excluded) == len(clients):
             raise ClientError(f"no client can be merged: {next(iter(excluded.values()))}")
@@ -200,6 +198,8 @@ class Session:
         while True:
             kept = [number for number in range(len(clients)) if number not in excluded]
             members = clients.subset(kept)
+            if robust is not None:
+                members = members.weighted(capped(members.weights))
             alignment = self._alignment(members, [recordings[number] for number in kept] if recordings else [])
             found = outliers(MappedClients(alignment, members.state_dicts)) if robust is not None else {}
             if not found or 2 * (len(kept) - len(found)) <= len(clients):

@@ -29,7 +29,7 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from torch import nn
 
-from c2m3_fl.activations import measure, to_arrays
+from c2m3_fl.activations import RepairError, measure, to_arrays
 from c2m3_fl.activations.calibration import Calibration
 
 MOMENTS_KEY = "c2m3-moments"
@@ -82,7 +82,8 @@ def answer_moments(
     message
         The query.
     module
-        A network of the clients' architecture; its weights are replaced by those of the message.
+        A network of the clients' architecture; its weights are replaced by those of the message. Tensors that are not
+        federated, such as a personal head, stay the client's own.
     inputs
         The inputs on which the client measured its own network.
     device
@@ -94,7 +95,9 @@ def answer_moments(
         If the network cannot be measured on the inputs.
     """
     arrays = next(iter(message.content.array_records.values()))
-    module.load_state_dict(arrays.to_torch_state_dict())
+    unknown = module.load_state_dict(arrays.to_torch_state_dict(), strict=False).unexpected_keys
+    if unknown:
+        raise RepairError(f"the query brings {unknown[0]!r}, which the module does not have")
     return Message(RecordDict({MOMENTS_KEY: _record(module, inputs, device)}), reply_to=message)
 
 

@@ -15,16 +15,18 @@ from logging import INFO, WARNING
 from flwr.app import ArrayRecord, Message, MessageType, RecordDict
 from flwr.common import log
 from flwr.serverapp import Grid
-from torch import Tensor
+from torch import Tensor, nn
 
 from c2m3_fl.activations import Moments, RepairError, goal
 from c2m3_fl.activations.moments import Spread, Statistics
 from c2m3_fl.activations.network import Architecture
 from c2m3_fl.federation.client import MOMENTS_QUERY
 from c2m3_fl.federation.replies import Reply, read_moments
-from c2m3_fl.plausibility import implausible
+from c2m3_fl.federation.testimony import believable
+from c2m3_fl.plausibility import ruined
 from c2m3_fl.repair import repair_from_moments
 from c2m3_fl.repair.bounds import largest, weight_norms
+from c2m3_fl.robust import capped
 from c2m3_fl.symmetry import PermutationSpec
 
 SiteMoments = Mapping[str, Moments]
@@ -56,13 +58,16 @@ def measured(
     spec: PermutationSpec,
 ) -> list[Measured]:
     """The clients that sent usable moments with their networks, mapped into the universe like their networks."""
+    network = module if isinstance(module, nn.Module) else module()
+    elsewhere = network.state_dict().keys() - spec.tensors.keys()  # layers that are not federated are not corrected
     found = []
     for reply, maps in zip(replies, permutations, strict=True):
         if reply.moments is None:
             log(INFO, "aggregate_train: %s sent no moments and takes no part in the repair", reply.name)
             continue
         try:
-            moments = {site: _mapped(site, each, maps, spec) for site, each in reply.moments.items()}
+            own = {site: each for site, each in reply.moments.items() if f"{site}.bias" not in elsewhere}
+            moments = {site: _mapped(site, each, maps, spec) for site, each in own.items()}
             norms = weight_norms(module, spec.apply(reply.client.state_dict, maps), moments)
         except RepairError as error:
             log(WARNING, "aggregate_train: The moments of %s cannot be used: %s", reply.name, error)
@@ -81,14 +86,15 @@ def repair_by_clients(
     arrayrecord_key: str,
     spread: Spread,
     bounded: bool,
+    robust: bool,
     exchanges: int,
     timeout: float | None,
 ) -> Repaired:
     """Repair a merged network by moments that its clients measure.
 
-    A client that does not answer, or answers nonsense, is left out of that exchange, on both sides: its own network's
-    moments do not enter the goal either, so that the clients' different data cancel out. If nobody answers, the network
-    stays as it is.
+    A client that does not answer, or answers nonsense or what the others' answers belie
+    (`c2m3_fl.federation.testimony`), is left out of that exchange, on both sides: its own network's moments do not enter
+    the goal either, so that the clients' different data cancel out. If nobody answers, the network stays as it is.
 
     Parameters
     ----------
@@ -108,6 +114,8 @@ def repair_by_clients(
         See `c2m3_fl.repair.goal`.
     bounded
         Whether no channel's weights may become larger than in the client where they are largest.
+    robust
+        Whether to cap the clients' weights (see `c2m3_fl.robust.capped`).
     exchanges
         How many sites to correct: the last ones in the order of the forward pass, one an exchange.
     timeout
@@ -122,10 +130,11 @@ def repair_by_clients(
         content = RecordDict({arrayrecord_key: ArrayRecord(current), **query})
         answers = _ask(grid, asked, content, timeout)
         pairs = [(client, answers[client.node]) for client in asked if _fits(client, answers.get(client.node), site)]
+        pairs = _believed(pairs, site)
         if not pairs:
             log(WARNING, "aggregate_train: No client measured the merged network; it stays as it is")
             return Repaired(current, 0)
-        weights = [client.weight for client, _ in pairs]
+        weights = capped([client.weight for client, _ in pairs]) if robust else [client.weight for client, _ in pairs]
         wanted = goal([{site: client.moments[site]} for client, _ in pairs], weights, spread=spread)
         found = goal([{site: answer[site]} for _, answer in pairs], weights, spread=spread)
         asked = [client for client, _ in pairs]  # who was silent once is not waited for again
@@ -147,10 +156,28 @@ def _corrected(
     except RepairError as error:
         log(WARNING, "aggregate_train: The layer %s stays as it is: %s", ", ".join(wanted), error)
         return merged
-    (reason,) = implausible([corrected], merged)
+    reason = ruined(corrected, merged)
     if reason:
         log(WARNING, "aggregate_train: The layer %s stays as it is; corrected, %s", ", ".join(wanted), reason)
     return merged if reason else corrected
+
+
+def _believed(pairs: Sequence[tuple[Measured, SiteMoments]], site: str) -> list[tuple[Measured, SiteMoments]]:
+    """Clients whose moments of a site, of their own network and of the merged one, are not belied by the others'."""
+    kept = []
+    reasons = believable([client.moments[site] for client, _ in pairs], [answer[site] for _, answer in pairs])
+    for (client, answer), reason in zip(pairs, reasons, strict=True):
+        if reason is None:
+            kept.append((client, answer))
+        else:
+            log(
+                WARNING,
+                "aggregate_train: %s takes no part in the repair: at the layer %s %s",
+                client.name,
+                site,
+                reason,
+            )
+    return kept
 
 
 def _mapped(site: str, moments: Moments, maps: Mapping[str, Tensor], spec: PermutationSpec) -> Moments:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import reprlib
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from logging import WARNING
 from typing import TypeGuard
 
@@ -21,6 +23,9 @@ from c2m3_fl.round import Client, Clients, Layout, StateDict, examine
 
 CLIENT_ID_KEY = "client-id"
 """Metric by which a client may name itself; it is used in the log and never averaged."""
+
+MOST_WORDS = 400
+"""So many characters of a client's words are logged."""
 
 
 @dataclass(frozen=True)
@@ -159,17 +164,18 @@ class ReplyReader:
             raise UnusableReplyError(name, reason, structural=True)
         metrics = metric_records[0]
         if CLIENT_ID_KEY in metrics:
-            name = f"client {metrics[CLIENT_ID_KEY]} ({name})"
+            name = f"client {reprlib.repr(metrics[CLIENT_ID_KEY])} ({name})"
         weight = metrics.get(self.weighted_by_key)
         if weight is None:
-            known = ", ".join(repr(key) for key in metrics) or "nothing"
+            known = ", ".join(repr(key) for key in islice(metrics, 20)) or "nothing"
             reason = (
                 f"it sends no metric {self.weighted_by_key!r}, by which clients are weighted, but {known}; name another key "
                 "by weighted_by_key"
             )
             raise UnusableReplyError(name, reason, structural=True)
         if not is_weight(weight):
-            raise UnusableReplyError(name, f"its metric {self.weighted_by_key!r} is {weight!r}, not a positive number")
+            reason = f"its metric {self.weighted_by_key!r} is {reprlib.repr(weight)}, not a positive number"
+            raise UnusableReplyError(name, reason)
         array_records = [record for key, record in content.array_records.items() if key != MOMENTS_KEY]
         if len(array_records) != 1:
             reason = f"the reply has {len(array_records)} ArrayRecords instead of one"
@@ -192,14 +198,27 @@ class ReplyReader:
         )
 
 
+def content_order(message: Message) -> tuple[int, str]:
+    """A key that sorts answers to an evaluation by node and by what they say."""
+    return message.metadata.src_node_id, repr(
+        [list(record.items()) for record in message.content.metric_records.values()]
+    )
+
+
 def is_weight(value: object) -> TypeGuard[float]:
     """Whether a client can count with this weight."""
     return isinstance(value, int | float) and math.isfinite(value) and value > 0
 
 
 def leave_out(name: str, reason: str) -> None:
-    """Say in the log who is left out, and why."""
-    log(WARNING, "aggregate_train: Left out %s: %s", name, reason)
+    """Say in the log who is left out, and why; a client's own words are kept short."""
+    log(WARNING, "aggregate_train: Left out %s: %s", shortened(name), shortened(reason))
+
+
+def shortened(words: object) -> str:
+    """What a client says, short enough for a log."""
+    text = str(words)
+    return text if len(text) <= MOST_WORDS else f"{text[:MOST_WORDS]}..."
 
 
 def read_moments(name: str, content: RecordDict) -> dict[str, Moments] | None:

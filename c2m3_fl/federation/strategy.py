@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -24,9 +25,9 @@ from c2m3_fl.federation import private
 from c2m3_fl.federation.checkpoint import Checkpoint, CheckpointError
 from c2m3_fl.federation.client import request_moments
 from c2m3_fl.federation.exchange import measured, repair_by_clients
-from c2m3_fl.federation.metrics import MetricsAggregation, common_metrics, diagnostics
+from c2m3_fl.federation.metrics import MetricsAggregation, diagnostics, summarised
 from c2m3_fl.federation.momentum import ServerMomentum
-from c2m3_fl.federation.replies import Replies, Reply, ReplyReader, is_weight, leave_out
+from c2m3_fl.federation.replies import Replies, Reply, ReplyReader, content_order, is_weight, leave_out
 from c2m3_fl.federation.wire import Wire
 from c2m3_fl.matching import Matcher
 from c2m3_fl.merger import Merger
@@ -425,11 +426,16 @@ class C2M3(FedAvg):
     def _train_metrics(self, replies: Sequence[Reply]) -> MetricRecord:
         metrics = MetricRecord()
         if replies:
-            contents = [reply.content for reply in replies]
-            given = contents if self._summarises[0] else common_metrics(contents)
-            metrics = self.train_metrics_aggr_fn(given, self.weighted_by_key)
+            metrics = self._summary(
+                [reply.content for reply in replies], self.train_metrics_aggr_fn, self._summarises[0]
+            )
         metrics["c2m3-clients"] = len(replies)
         return metrics
+
+    def _summary(self, contents: list[RecordDict], aggregate: MetricsAggregation, is_own: bool) -> MetricRecord:
+        """The clients' metrics put together; a function of the user's own gets the whole replies."""
+        key = self.weighted_by_key
+        return aggregate(contents, key) if is_own else summarised(contents, key, aggregate)
 
     def _moved_on(self, aggregation: Aggregation) -> StateDict:
         """The next global network: the merged one, with the server's momentum."""
@@ -456,6 +462,7 @@ class C2M3(FedAvg):
             arrayrecord_key=self.arrayrecord_key,
             spread="pooled" if self.options.repair == "repair-pooled" else "mean",
             bounded=self.options.repair in (BOUNDED, "auto"),
+            robust=self.options.robust is not None,
             exchanges=self.exchanges,
             timeout=self.exchange_timeout,
         )
@@ -490,20 +497,22 @@ class C2M3(FedAvg):
         return metrics
 
     def _evaluation(self, received: list[Message]) -> MetricRecord | None:
-        usable = []
-        for message in private.with_content(self, received, is_train=False):
+        usable: dict[int, RecordDict] = {}
+        # In an order that depends on the content alone: of several answers the same one counts, however they came.
+        for message in sorted(private.with_content(self, received, is_train=False), key=content_order):
+            node = message.metadata.src_node_id
             records = list(message.content.metric_records.values())
             weight = records[0].get(self.weighted_by_key) if len(records) == 1 else None
-            if is_weight(weight):
-                usable.append(message.content)
-            else:
-                reason = f"{len(records)} MetricRecords, {self.weighted_by_key!r} is {weight!r}"
-                log(WARNING, "aggregate_evaluate: Left out node %d: %s", message.metadata.src_node_id, reason)
+            if not is_weight(weight):
+                reason = f"{len(records)} MetricRecords, {self.weighted_by_key!r} is {reprlib.repr(weight)}"
+                log(WARNING, "aggregate_evaluate: Left out node %d: %s", node, reason)
+            elif usable.setdefault(node, message.content) is not message.content:
+                log(
+                    WARNING, "aggregate_evaluate: Left out node %d: it answered more than once; one answer counts", node
+                )
         if not usable:
             return None
-        return self.evaluate_metrics_aggr_fn(
-            usable if self._summarises[1] else common_metrics(usable), self.weighted_by_key
-        )
+        return self._summary(list(usable.values()), self.evaluate_metrics_aggr_fn, self._summarises[1])
 
 
 def _check_exchange(options: MergeOptions, moments_from: MomentsFrom, exchanges: int) -> None:

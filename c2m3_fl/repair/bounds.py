@@ -29,7 +29,7 @@ def weight_norms(module: Architecture, state_dict: Mapping[str, Tensor], sites: 
     RepairError
         If the state dict does not fit the module, or a layer has no weight and bias of its own.
     """
-    with private_network(module, torch.device("cpu")) as network:
+    with private_network(module, torch.device("cpu"), state_dict.keys()) as network:
         network.load(state_dict, "the state dict")
         return loaded_norms(network, sites)
 

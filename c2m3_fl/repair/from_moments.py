@@ -57,7 +57,7 @@ def repair_from_moments(
     module
         The architecture, or a function without arguments that builds it. It is left as it is.
     merged
-        The merged network's state dict.
+        The merged network's state dict, or the part of it that is federated.
     goal
         Per site the statistics to aim at: `c2m3_fl.repair.goal` of the clients' own moments, or a part of it. Sites
         that are not named stay as they are; `measure` names them in the order of the forward pass.
@@ -77,7 +77,7 @@ def repair_from_moments(
     RepairError
         If the state dict does not fit the module, or the statistics do not fit its layers.
     """
-    with private_network(module, torch.device("cpu")) as network:
+    with private_network(module, torch.device("cpu"), merged.keys()) as network:
         network.load(merged, "the merged network")
         for site, wanted in goal.items():
             if site not in current:

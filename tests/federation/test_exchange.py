@@ -225,6 +225,125 @@ def test_own_moments_that_are_missing_or_nonsense_leave_a_client_out() -> None:
     assert (metrics["c2m3-clients"], metrics["c2m3-measuring-clients"]) == (4, 2)
 
 
+def _said(
+    change: Callable[[dict[str, np.ndarray[Any, Any]]], None], liar: int = 1
+) -> Callable[[int, RecordDict], None]:
+    def own(i: int, content: RecordDict) -> None:
+        if i == liar:
+            arrays = {name: array.numpy().copy() for name, array in content[MOMENTS_KEY].items()}
+            change(arrays)
+            content[MOMENTS_KEY] = ArrayRecord({name: Array(array) for name, array in arrays.items()})
+
+    return own
+
+
+LIES: dict[str, Callable[[dict[str, np.ndarray[Any, Any]]], None]] = {
+    "variance of 1e30": _put("5.variance", np.full(3, 1e30)),
+    "variance of 1e6": _put("5.variance", [1.0, 1e6, 1.0]),
+    "a mean moved by 100": lambda arrays: arrays["5.mean"].__setitem__(0, arrays["5.mean"][0] + 100),
+    "a mean of 1e300": _put("5.mean", np.full(3, 1e300)),
+}
+
+
+@pytest.mark.parametrize("robust", [None, "exclude"])
+@pytest.mark.parametrize("lie", LIES)
+def test_moments_that_the_others_belie_are_left_out(
+    lie: str, robust: str | None, flower_log: pytest.LogCaptureFixture
+) -> None:
+    silent, _ = play(strategy(exchanges=1, robust=robust), Grid(n12=FAULTS["silent"]))
+    for grid, own in ((Grid(n12=_moments(LIES[lie])), None), (Grid(), _said(LIES[lie]))):
+        merged, metrics = play(strategy(exchanges=1, robust=robust), grid, own=own)
+        assert all(torch.equal(tensor, silent[name]) for name, tensor in merged.items())
+        assert metrics["c2m3-measuring-clients"] == 3
+        assert "node 12 takes no part in the repair: at the layer 5 it reports an impossible" in flower_log.text
+        flower_log.clear()
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_of_two_clients_neither_can_ruin_the_network(lie: str) -> None:
+    merged, _ = play(strategy(exchanges=1), Grid(n12=_moments(LIES[lie])), clients=(0, 1))
+    assert max(float(tensor.abs().max()) for tensor in merged.values()) < 20
+
+
+class Normalised(nn.Sequential):
+    def __init__(self) -> None:
+        super().__init__(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
+
+
+@pytest.mark.parametrize("clients", [(0, 1), (0, 1, 2, 3)])
+def test_lies_about_batch_norm_do_not_make_the_network_nan(clients: tuple[int, ...]) -> None:
+    spec = PermutationSpec.from_module(Normalised(), INPUTS[:2])
+    torch.manual_seed(0)
+    networks = [Normalised() for _ in NODES]
+    server = strategy(module=Normalised, spec=spec, exchanges=2)
+    lie = _put("1.variance", np.full(8, 1e300))
+    replies = []
+    for message in server.configure_train(1, ArrayRecord(networks[0].state_dict()), ConfigRecord(), Grid()):  # type: ignore[arg-type]
+        i = NODES.index(message.metadata.dst_node_id)
+        content = RecordDict(
+            {"arrays": ArrayRecord(networks[i].state_dict()), "metrics": MetricRecord({"num-examples": 1})}
+        )
+        attach_moments(content, message, networks[i], INPUTS, device="cpu")
+        if i in clients:
+            _said(lie)(i, content)
+            replies.append(Message(content, reply_to=message))
+    server._grid = Grid(  # type: ignore[assignment]
+        **{f"n{node}": lambda m: answer_moments(m, Normalised(), INPUTS, device="cpu") for node in NODES}
+    )
+    arrays, _ = server.aggregate_train(1, replies)
+    assert arrays is not None
+    merged = arrays.to_torch_state_dict()
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in merged.values())
+    assert float(merged["1.running_var"].max()) < 1e3
+
+
+def test_a_huge_weight_is_capped_under_robust() -> None:
+    def claims(i: int, content: RecordDict) -> None:
+        if i == 1:
+            content["metrics"] = MetricRecord({"num-examples": 10**12})
+
+    tenfold = {**dict(enumerate(WEIGHTS)), 1: 10 * 30}
+    merged, _ = play(strategy(exchanges=1, robust="exclude"), Grid(), own=claims)
+    expected, _ = play(
+        strategy(exchanges=1, robust="exclude"),
+        Grid(),
+        own=lambda i, content: content.__setitem__("metrics", MetricRecord({"num-examples": tenfold[i]})),
+    )
+    assert close(merged, expected)
+
+
+def test_a_personal_head_stays_at_home_and_the_last_shared_layer_is_corrected() -> None:
+    shared = [name for name in CLIENTS[0] if not name.startswith("5.")]
+
+    def answer(message: Message) -> Message:
+        module = network()
+        module.load_state_dict(CLIENTS[NODES.index(message.metadata.dst_node_id)])
+        return answer_moments(message, module, INPUTS, device="cpu")
+
+    grid = Grid(**{f"n{node}": answer for node in NODES})
+    server = strategy(exchanges=1)
+    start = ArrayRecord({name: CLIENTS[0][name] for name in shared})
+    replies = []
+    for message in server.configure_train(1, start, ConfigRecord(), grid):  # type: ignore[arg-type]
+        i = NODES.index(message.metadata.dst_node_id)
+        module = network()
+        module.load_state_dict(CLIENTS[i])
+        content = RecordDict(
+            {
+                "arrays": ArrayRecord({name: CLIENTS[i][name] for name in shared}),
+                "metrics": MetricRecord({"num-examples": WEIGHTS[i]}),
+            }
+        )
+        attach_moments(content, message, module, INPUTS, device="cpu")
+        replies.append(Message(content, reply_to=message))
+    arrays, metrics = server.aggregate_train(1, replies)
+    assert arrays is not None
+    assert metrics is not None
+    assert metrics["c2m3-measuring-clients"] == 4
+    assert list(arrays) == shared
+    assert CANDIDATES[int(metrics["c2m3-chosen"])].endswith("repaired")  # type: ignore[arg-type]
+
+
 def test_if_nobody_measures_the_network_stays_as_it_is(flower_log: pytest.LogCaptureFixture) -> None:
     merged, metrics = play(strategy(), Grid(**{f"n{node}": _error for node in NODES}))
     order = Clients.of(CLIENTS, WEIGHTS).positions  # the strategy's: sums depend on it in their last bits
