@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
 from c2m3_fl import ClientError, average
+from c2m3_fl.averaging import AverageMethod
 
 
 def test_average_is_weighted_and_keeps_dtypes() -> None:
@@ -46,3 +48,30 @@ def test_bad_clients_and_weights_are_named() -> None:
         average([good, {"w": torch.zeros(2), "v": torch.zeros(2)}])
     with pytest.raises(ClientError, match="2 weights were given for 1 clients"):
         average([good], [1, 2])
+
+
+@pytest.mark.parametrize("method", ["mean", "median", "trimmed-mean"])
+def test_complex_numbers_stay_complex(method: AverageMethod) -> None:
+    first, second = torch.tensor([0.88 + 0.48j]), torch.tensor([0.5 - 1.0j])
+    assert torch.equal(average([{"cis": first}] * 2, method=method)["cis"], first)
+    torch.testing.assert_close(average([{"c": first}, {"c": second}], method=method)["c"], torch.tensor([0.69 - 0.26j]))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32, torch.int64])
+def test_integers_of_any_size(dtype: torch.dtype) -> None:
+    largest = torch.iinfo(dtype).max
+    own = [{"n": torch.tensor([largest - 4, 3], dtype=dtype)}, {"n": torch.tensor([largest, 0], dtype=dtype)}]
+    found = average(own)["n"]
+    assert found.dtype == dtype
+    assert found[0] == largest - 2
+    assert average([own[1], own[1]])["n"].tolist() == own[1]["n"].tolist()
+
+
+def test_what_all_hold_alike_stays_to_the_bit() -> None:
+    third = torch.full((3,), 1 / 3, dtype=torch.float64)
+    own = [{"x": third.clone(), "y": torch.tensor([float(i)])} for i in range(7)]
+    assert torch.equal(average(own, [1, 2, 3, 4, 5, 6, 7])["x"], third)
+
+
+def test_arrays_are_averaged_too() -> None:
+    assert average([{"x": np.zeros(2)}, {"x": np.ones(2)}])["x"].tolist() == [0.5, 0.5]

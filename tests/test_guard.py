@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ from torch.nn import functional
 from c2m3_fl import ClientError, RepairError, aggregate, average
 from c2m3_fl.activations.calibration import CalibrationSet
 from c2m3_fl.activations.network import private_network
-from c2m3_fl.guard import CANDIDATES, Score, best, score, target
+from c2m3_fl.guard import CANDIDATES, Candidate, Score, best, score, target
 from c2m3_fl.matching import Identity, Iteration, Matching, MatchingProblem
 from c2m3_fl.predictions import PredictionReader, TaskName, find_task
 from c2m3_fl.round import StateDict
@@ -231,3 +231,18 @@ def test_a_client_whose_predictions_are_not_finite_is_left_out() -> None:
     assert equal(found.state_dict, expected.state_dict)
     with pytest.raises(ClientError, match=r"no client can be merged: .*not finite"):
         aggregate(network, [broken, broken], spec=SPEC, calibration=INPUTS, device="cpu")
+
+
+@pytest.mark.parametrize(("clients", "doubted"), [(SHARED, True), (OWN, False)], ids=["shared", "own"])
+def test_the_targets_doubt_protects_an_average_that_needs_no_matching(
+    clients: list[dict[str, Tensor]], doubted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[float] = []
+
+    def watch(scores: Mapping[Candidate, Score], doubt: float) -> Candidate:
+        seen.append(doubt)
+        return best(scores, doubt)
+
+    monkeypatch.setattr("c2m3_fl.session.best", watch)
+    aggregate(network, clients, spec=SPEC, calibration=INPUTS, task="classification", device="cpu")
+    assert (seen[0] > 0) is doubted

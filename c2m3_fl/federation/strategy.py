@@ -46,74 +46,67 @@ class C2M3(FedAvg):
     """Cycle-consistent multi-model merging (C2M3, NeurIPS 2024).
 
     Each round the clients' networks are mapped into one universe by permutations of their neurons, found jointly for all
-    of them; averaged there, weighted by their numbers of examples; and repaired: the average's activations get the
-    clients' means and standard deviations. The global model keeps the clients' architecture.
+    of them; averaged there, weighted by their numbers of examples; and repaired on the server's calibration inputs. The
+    global model keeps the clients' architecture.
 
-    A reply that cannot be merged (an error, NaN, other keys, shapes or dtypes, an unusable weight, an absurd size) is left
-    out of the round and named in the log. If nothing is left, the global model stays as it was.
+    What is broadcast first decides what is federated: all of the module's tensors or some, under names with the prefixes of
+    compiled or parallel modules, or as a list of arrays; in any dtype. A reply that cannot be merged (an error, NaN, other
+    tensors, an unusable weight, an update of absurd size) is left out of the round and named in the log. A fault that all
+    replies share, or one of the module or the calibration set, ends the run.
 
     Parameters
     ----------
+    fraction_train, fraction_evaluate, min_train_nodes, min_evaluate_nodes, min_available_nodes
+        As in FedAvg.
+    weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evaluate_metrics_aggr_fn
+        As in FedAvg. Functions of one's own get the whole replies of the clients that were merged.
     module : nn.Module or callable
-        The clients' architecture, or a function without arguments that builds it. It is not changed.
+        The clients' architecture, or a function without arguments that builds it. It is not changed. Tensors that are not
+        federated are taken from it.
     calibration : Tensor or iterable, optional
-        Inputs on the server for the repair and the guard: a tensor, or an iterable of batches (inputs, or tuples that
-        begin with inputs; integer classes in second place serve the guard). Read once, here. Without it there is no
+        Inputs on the server for alignment, repair and guard, with targets if they are known, in any form in which data
+        sets come (see `c2m3_fl.activations.calibration.CalibrationSet.read`). Read once, here. Without it there is no
         repair unless the clients measure, and `spec` must be given.
     spec : PermutationSpec, optional
         The permutation groups. By default they are traced, here and once, with the first calibration inputs.
-    matcher : str or Matcher (default: "default")
-        See `c2m3_fl.align`.
-    repair : {"repair-bounded", "repair", "repair-pooled", "recalibrate"}, optional (default: "repair-bounded")
-        See `c2m3_fl.repair`; None for no repair. Where clients train on from the result, only the bounded repair keeps
-        weights from growing round by round; for a single round ``"repair-pooled"`` is best where labels are skewed.
+    matcher, repair, activations, guard, robust, group_size, predictions, task, device
+        See `c2m3_fl.options.MergeOptions`. ``repair="auto"`` is ``"least-squares-bounded"``, since clients train on from the
+        result: an unbounded repair lets weights grow round by round.
     moments_from : {"server", "clients"} (default: "server")
         Who measures the activations: the server, on the calibration set, or the clients, on their own examples (see
-        `c2m3_fl.federation.client`).
+        `c2m3_fl.federation.client`); these can only be repaired by REPAIR.
     exchanges : int (default: 1)
         With ``moments_from="clients"``: how many of the last layers to correct, each in an exchange of its own.
     exchange_timeout : float, optional
         Seconds to wait for the clients' answers to an exchange.
-    guard : bool (default: True)
-        Whether to return the best of the plain and the aligned average, repaired or not, and to skip the matching where
-        the identity is proved optimal (see `c2m3_fl.aggregate`).
-    robust : {"exclude", "median", "trimmed-mean"}, optional
-        Protection against malicious clients: leave out those whose aligned distance to the others is an outlier or that
-        contradict them on the calibration set; the latter two besides average entry by entry in the universe (see
-        `c2m3_fl.aggregate`). None trusts every client that can be merged.
-    group_size : int, optional
-        Most clients to align at once, which bounds the matching's memory (see `c2m3_fl.hierarchy`); None for no bound.
     server_momentum : float (default: 0.0)
         Momentum of the server, as FedAvgM's, on top of the merged network (see `c2m3_fl.federation.momentum`). It is for
         clients that train from the broadcast in every round. Where neurons are mapped elsewhere it starts afresh, and the
         guard judges the network without it.
     checkpoint : str or Path, optional
         File in which each whole round is written down; see `resume`.
-    device : str or torch.device (default: "auto")
-        Where the matching and the repair run: CUDA where present, or any torch device.
-    fraction_train, fraction_evaluate, min_train_nodes, min_evaluate_nodes, min_available_nodes
-        As in FedAvg.
-    weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evaluate_metrics_aggr_fn
-        As in FedAvg.
+    max_lost_rounds : int (default: 3)
+        So many rounds in a row that give no global model end the run.
 
     Raises
     ------
     SpecError
-        If the spec does not fit the module, or there is neither a spec nor a calibration set to trace the module with.
+        If the module cannot be traced, the spec does not fit it, or there is neither a spec nor a calibration set.
     RepairError
-        If the calibration set is empty or malformed.
-    ValueError
-        If there is no such matcher, repair or device, or options contradict each other.
+        If the calibration set is empty or malformed, or the module cannot be run, judged or repaired on it: the constructor
+        merges the module's own network once.
+    OptionError
+        If there is no such option, or options contradict each other or the module.
 
     Notes
     -----
     To the aggregated metrics of a round the strategy adds ``c2m3-objective-before`` and ``c2m3-objective`` (Eq. 4, at the
     identity and as found), ``c2m3-moved`` (fraction of neurons mapped elsewhere), ``c2m3-iterations``,
-    ``c2m3-matching-seconds``, ``c2m3-repair-seconds``, ``c2m3-guard-seconds``, ``c2m3-chosen`` (the global model's
-    position in `c2m3_fl.guard.CANDIDATES`: 0 is FedAvg's average, 3 the repaired average in the universe),
-    ``c2m3-score-...`` and ``c2m3-errors-...`` (each candidate's loss and wrong examples, where the guard scored it),
-    ``c2m3-clients``, ``c2m3-left-out`` (replies),
-    ``c2m3-silent`` (clients that were asked and did not reply) and, where they measure, ``c2m3-measuring-clients``.
+    ``c2m3-...-seconds`` by step (`c2m3_fl.session.STEPS`), ``c2m3-chosen`` (the global model's position in
+    `c2m3_fl.guard.CANDIDATES`: 0 is FedAvg's average, 3 the repaired average in the universe), ``c2m3-score-...`` and
+    ``c2m3-errors-...`` (each candidate's loss and wrong examples, where the guard scored it), ``c2m3-clients``,
+    ``c2m3-left-out`` (replies), ``c2m3-silent`` (clients that were asked and whose reply did not come), ``c2m3-lost``
+    (rounds without a model, in a row) and, where they measure, ``c2m3-measuring-clients``.
 
     ``train_metrics`` and ``evaluate_metrics`` hold the aggregated metrics by round, those before a resume included.
 
