@@ -81,7 +81,7 @@ def run(experiments: Sequence[Experiment], options: argparse.Namespace) -> None:
                 ledger.measure(cell, laboratory.depends(cell), where)
         finally:
             ledger.tidy()
-        print(as_text(experiment, ledger.records()))
+        print(as_text(experiment, ledger.records(), laboratory))
     for reason, count in missing.items():
         print(f"{count} measurements are left out: {reason}", file=sys.stderr)
     if not asked:

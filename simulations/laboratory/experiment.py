@@ -115,6 +115,8 @@ class Experiment:
         Sentences on what the measurements say, each derived from them.
     claims
         The source's claims that the measurements bear on.
+    whole
+        Whether pictures, findings and claims need every cell of a network; then they are given no other networks.
     page
         Where it is shown: ``docs/PAGE.md``.
     """
@@ -128,7 +130,16 @@ class Experiment:
     pictures: Callable[[Sequence[Record]], Iterator[Picture]]
     findings: Callable[[Sequence[Record]], Iterator[str]] = nothing
     claims: Callable[[Sequence[Record]], Iterator[Claim]] = no_claims
+    whole: bool = True
     page: str = "results"
+
+    def complete(self, records: Sequence[Record], cells: Iterable[Cell]) -> list[Record]:
+        """The records that pictures, findings and claims can be made of."""
+        if not self.whole:
+            return list(records)
+        known = {str(sorted(record.about.items())) for record in records}
+        lacking = {cell.about.get("network") for cell in cells if str(sorted(cell.about.items())) not in known}
+        return [record for record in records if record.about.get("network") not in lacking]
 
 
 def networks(records: Sequence[Record]) -> list[str]:

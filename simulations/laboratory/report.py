@@ -50,10 +50,23 @@ def ledger_path(folder: Path, experiment: Experiment, scale: str) -> Path:
 
 @dataclass
 class _Measured:
-    """What there is of an experiment at a scale: measurements to show, and by reason how many of which are stale."""
+    """What there is of an experiment at a scale.
+
+    Attributes
+    ----------
+    scale
+        Its name.
+    records
+        The measurements to show.
+    complete
+        Those that pictures, findings and claims are made of.
+    stale
+        By reason and network, how many are stale.
+    """
 
     scale: str
     records: list[Record] = field(default_factory=list)
+    complete: list[Record] = field(default_factory=list)
     stale: dict[str, Counter[str]] = field(default_factory=dict)
 
 
@@ -83,6 +96,7 @@ def measured(experiment: Experiment, scale: str, results: Path) -> _Measured | N
         found.records.append(record)
         if reason:
             found.stale.setdefault(reason, Counter())[network] += 1
+    found.complete = experiment.complete(found.records, cells.values())
     return found if found.records else None
 
 
@@ -129,9 +143,11 @@ def write_pages(experiments: Sequence[Experiment], results: Path, docs: Path) ->
     return list(dict.fromkeys(pages))
 
 
-def as_text(experiment: Experiment, records: Sequence[Record]) -> str:
+def as_text(experiment: Experiment, records: Sequence[Record], laboratory: Laboratory) -> str:
     """What was found and its tables, without figures."""
-    parts: list[Part] = [f"- {finding}" for finding in experiment.findings(records)] if records else []
+    complete = experiment.complete(records, experiment.cells(laboratory))
+    parts: list[Part] = [f"- {claim.statement}: {claim.verdict}. {claim.here}" for claim in experiment.claims(complete)]
+    parts += [f"- {finding}" for finding in experiment.findings(complete)]
     return as_markdown([Section(experiment.title, 2, [*parts, *experiment.tables(records)])], Path())
 
 
@@ -142,7 +158,7 @@ def _heading(experiment: Experiment) -> str:
 def _claims(experiments: Sequence[Experiment], found: dict[str, list[_Measured]]) -> Section:
     rows = []
     for experiment in experiments:
-        judged = [(m.scale, claim, m) for m in found[experiment.name] for claim in experiment.claims(m.records)]
+        judged = [(m.scale, claim, m) for m in found[experiment.name] for claim in experiment.claims(m.complete)]
         for scale, claim, m in judged:
             stale = " (stale)" if m.stale else ""
             rows.append((claim.statement, experiment.source, claim.verdict + stale, f"{claim.here} [{scale}]"))
@@ -166,10 +182,10 @@ UNTRIED = (
 def _of_scale(experiment: Experiment, found: _Measured, figures: Path) -> Section:
     section = Section(f"Scale {found.scale}", 3, [_set_up(experiment, found)])
     section.parts += list(_staleness(found))
-    if findings := list(experiment.findings(found.records)):
+    if findings := list(experiment.findings(found.complete)):
         section.parts += ["What was found:", *(f"- {finding}" for finding in findings)]
     section.parts += list(experiment.tables(found.records))
-    for picture in experiment.pictures(found.records):
+    for picture in experiment.pictures(found.complete):
         path = figures / f"{picture.name}-{found.scale}.png"
         save(picture.figure, path)
         section.parts.append((picture.caption, path))

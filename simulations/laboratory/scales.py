@@ -198,9 +198,9 @@ def _cpu() -> Scale:
         matching_seeds=9,
         timing_numbers=(2, 3, 5, 10),
         sets={
-            "resnet20-bn-cifar10": Sets((2, 3, 4, 5, 7, 10), 10, 5),
-            "resnet20-cifar10": Sets((2, 3, 4, 5, 7, 10), 10, 5),
-            "vgg16-cifar10": Sets((2, 3, 5), 5, 5),
+            "resnet20-bn-cifar10": Sets((2, 3, 4, 5), 5, 10),
+            "resnet20-cifar10": Sets((2, 3, 4, 5), 5, 10),
+            "vgg16-cifar10": Sets((2, 3, 4, 5), 5, 10),
             "mlp-mnist": Sets((2, 3, 5, 10), 20, 4),
         },
         by_activations={

@@ -180,5 +180,6 @@ EXPERIMENT = Experiment(
     cells=cells,
     tables=tables,
     pictures=pictures,
+    whole=False,
     page="federated",
 )

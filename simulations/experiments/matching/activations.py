@@ -86,5 +86,6 @@ EXPERIMENT = Experiment(
     cells=cells,
     tables=tables,
     pictures=pictures,
+    whole=False,
     page="matching",
 )

@@ -201,5 +201,6 @@ EXPERIMENT = Experiment(
     cells=cells,
     tables=tables,
     pictures=pictures,
+    whole=False,
     page="matching-cases",
 )

@@ -181,6 +181,7 @@ EXPERIMENT = Experiment(
     cells=cells,
     tables=tables,
     pictures=pictures,
+    whole=False,
     findings=findings,
     claims=claims,
 )

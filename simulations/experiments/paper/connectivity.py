@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from itertools import combinations, product
+from statistics import fmean
 from typing import Any
 
 from c2m3_fl.analysis import interpolate, landscape, positions
 from simulations.laboratory.drawing import grid, label
 from simulations.laboratory.experiment import (
     NOT_RUN,
+    Claim,
     Experiment,
     Picture,
     Table,
@@ -125,17 +127,17 @@ def pictures(records: Sequence[Record]) -> Iterator[Picture]:
         yield Picture(f"{NAME}-curves-{network}", "Between the pairs of three networks (Figures 6 and 10).", figure)
 
 
-def findings(records: Sequence[Record]) -> Iterator[str]:
-    """How far the barrier falls."""
+def claims(records: Sequence[Record]) -> Iterator[Claim]:
+    """That the barrier falls."""
     for network in networks(records):
         before, after = (
             [_barrier(r) for r in select(records, network=network, what="curve", space=space, repaired=False)]
             for space in _SPACES
         )
-        yield (
-            f"{network}: mapping lowers the test loss barrier in "
-            f"{sum(a < b for a, b in zip(after, before, strict=True))} of {len(before)} pairs, "
-            f"on average from {sum(before) / len(before):.3f} to {sum(after) / len(after):.3f} nats."
+        yield Claim.judged(
+            f"In the universe networks are closer to linearly connected ({network})",
+            [a < b for a, b in zip(after, before, strict=True)],
+            f"mean test loss barrier {fmean(before):.3f} nats before, {fmean(after):.3f} after",
         )
 
 
@@ -147,5 +149,5 @@ EXPERIMENT = Experiment(
     cells=cells,
     tables=tables,
     pictures=pictures,
-    findings=findings,
+    claims=claims,
 )

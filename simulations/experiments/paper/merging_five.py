@@ -10,6 +10,7 @@ from simulations.experiments.paper.published import TABLE_1
 from simulations.laboratory.drawing import COLOURS, LABELS, grid, label
 from simulations.laboratory.experiment import (
     NOT_RUN,
+    Claim,
     Experiment,
     Picture,
     Table,
@@ -94,50 +95,25 @@ def pictures(records: Sequence[Record]) -> Iterator[Picture]:
     yield Picture(NAME, "Five networks merged. Dots: groups of seeds; red: the paper, with its own networks.", figure)
 
 
-def findings(records: Sequence[Record]) -> Iterator[str]:
-    """Whether C2M3 is above MergeMany, with endpoints as fair, and both above naive."""
+def claims(records: Sequence[Record]) -> Iterator[Claim]:
+    """That C2M3 is above MergeMany, with mapped endpoints for both, and above the naive mean."""
     for network in networks(records):
-        by_group = {
-            method: {r.about["group"]: r.values for r in select(records, network=network, method=method)}
-            for method in METHODS
-        }
-        groups = sorted(set.intersection(*(set(each) for each in by_group.values())))
-        if not groups:
-            continue
-        for stage, words in (("average", "before REPAIR"), ("repaired", "after REPAIR")):
-            gaps = [
-                100 * (by_group["c2m3"][g][stage]["test_accuracy"] - by_group["merge-many"][g][stage]["test_accuracy"])
-                for g in groups
-            ]
-            above = all(
-                by_group[m][g][stage]["test_accuracy"] > by_group["naive"][g]["average"]["test_accuracy"]
-                for m in ("c2m3", "merge-many")
-                for g in groups
-            )
-            yield (
-                f"{network}, {words}: C2M3 minus MergeMany is {spread(gaps, '{:+.2f}')} points over {len(groups)} "
-                f"group(s) of five, C2M3 ahead in {sum(gap > 0 for gap in gaps)}; both are "
-                f"{'' if above else 'not '}above the naive mean in every group."
-            )
-        yield from _against_the_paper(records, network)
-        objectives = [by_group["c2m3"][g]["objective"] - by_group["merge-many"][g]["objective"] for g in groups]
-        yield (
-            f"{network}: C2M3's objective is above MergeMany's in {sum(o > 0 for o in objectives)} of "
-            f"{len(groups)} group(s)."
+        ours, theirs, naive = (
+            {r.about["group"]: r.values for r in select(records, network=network, method=method)}
+            for method in ("c2m3", "merge-many", "naive")
         )
-
-
-def _against_the_paper(records: Sequence[Record], network: str) -> Iterator[str]:
-    paper = TABLE_1.get((network, "c2m3", True))
-    if paper is None:
-        return
-    ends = [r.values["test_accuracy"] for r in select(records, network=network, method="endpoint")]
-    ours = [r.values["repaired"]["test_accuracy"] for r in select(records, network=network, method="c2m3")]
-    gap = 100 * (sum(ours) / len(ours) - paper.test_accuracy)
-    yield (
-        f"{network}: C2M3 + REPAIR has {spread_percent(ours)}, {gap:+.1f} points from the paper's "
-        f"{percent(paper.test_accuracy)}. The networks differ: those here have {spread_percent(ends)} by themselves."
-    )
+        groups = sorted(ours.keys() & theirs.keys() & naive.keys())
+        for stage, words in (("average", "before"), ("repaired", "after")) if groups else ():
+            gaps = [ours[g][stage]["test_accuracy"] - theirs[g][stage]["test_accuracy"] for g in groups]
+            above = [ours[g][stage]["test_accuracy"] - naive[g]["average"]["test_accuracy"] for g in groups]
+            paper = TABLE_1.get((network, "c2m3", stage == "repaired"))
+            yield Claim.judged(
+                f"Five networks merged by C2M3 are above MergeMany's and the naive mean, {words} REPAIR ({network})",
+                [gap > 0 for gap in (*gaps, *above)],
+                f"{spread_percent([ours[g][stage]['test_accuracy'] for g in groups])} over {len(groups)} group(s)"
+                + (f" (paper: {percent(paper.test_accuracy)})" if paper else "")
+                + f"; above MergeMany by {spread([100 * gap for gap in gaps], '{:+.2f}')} points",
+            )
 
 
 EXPERIMENT = Experiment(
@@ -151,5 +127,5 @@ EXPERIMENT = Experiment(
     cells=cells,
     tables=tables,
     pictures=pictures,
-    findings=findings,
+    claims=claims,
 )

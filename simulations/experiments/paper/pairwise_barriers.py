@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from itertools import combinations, product
+from statistics import fmean
 from typing import Any
 
 from c2m3_fl.analysis import interpolate, positions
@@ -12,6 +13,7 @@ from simulations.experiments.paper.published import PAIRWISE
 from simulations.laboratory.drawing import LABELS, grid, label
 from simulations.laboratory.experiment import (
     NOT_RUN,
+    Claim,
     Experiment,
     Picture,
     Table,
@@ -115,6 +117,32 @@ def findings(records: Sequence[Record]) -> Iterator[str]:
         yield f"{network}: mean test barrier in nats: {listed}."
 
 
+def claims(records: Sequence[Record]) -> Iterator[Claim]:
+    """That pairwise Frank-Wolfe does no worse than Git Re-Basin, and both better than plain averaging."""
+    means = {
+        network: [
+            _mean_barrier(records, network, method) for method in ("naive", "git-re-basin", "pairwise-frank-wolfe")
+        ]
+        for network in networks(records)
+    }
+    if means:
+        listed = "; ".join(f"{network} {frank:.3f}, {git:.3f}" for network, (_, git, frank) in means.items())
+        statement = "Two networks matched by Frank-Wolfe have no higher barrier than by Git Re-Basin"
+        cases = [frank <= 1.02 * git for _, git, frank in means.values()]
+        yield Claim.judged(statement, cases, f"mean test barrier in nats, of Frank-Wolfe, of Git Re-Basin: {listed}")
+        batch = means.get("resnet20-bn-cifar10")
+        if batch is not None:
+            yield Claim.judged(
+                "Matching lowers the barrier of ResNet20 with BatchNorm (Table 4)",
+                [value < batch[0] for value in batch[1:]],
+                f"{batch[0]:.2f} nats unmatched; {batch[1]:.2f} by Git Re-Basin, {batch[2]:.2f} by Frank-Wolfe",
+            )
+
+
+def _mean_barrier(records: Sequence[Record], network: str, method: str) -> float:
+    return fmean(_barrier(r, "test") for r in select(records, network=network, method=method))
+
+
 EXPERIMENT = Experiment(
     name=NAME,
     title="Barriers between two networks",
@@ -124,4 +152,5 @@ EXPERIMENT = Experiment(
     tables=tables,
     pictures=pictures,
     findings=findings,
+    claims=claims,
 )

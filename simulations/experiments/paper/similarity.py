@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import combinations, product
+from statistics import fmean
 from typing import Any
 
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from simulations.experiments.paper import published
 from simulations.laboratory.drawing import grid, label
 from simulations.laboratory.experiment import (
     NOT_RUN,
+    Claim,
     Experiment,
     Picture,
     Table,
@@ -23,6 +25,7 @@ from simulations.laboratory.laboratory import Bench, Group, Laboratory, Network
 from simulations.laboratory.ledger import Cell, Record, select
 
 NAME = "similarity"
+_SAME = 1e-4
 _MODELS = 5
 _IMAGES = 512
 _NETWORKS = ("resnet20-cifar10", "vgg16-cifar10", "mlp-mnist")
@@ -112,17 +115,17 @@ def pictures(records: Sequence[Record]) -> Iterator[Picture]:
         yield Picture(f"{NAME}-{network}", f"Similarity of five networks ({network}) before and after mapping.", figure)
 
 
-def findings(records: Sequence[Record]) -> Iterator[str]:
-    """Whether CKA stays and the cosine rises."""
+def claims(records: Sequence[Record]) -> Iterator[Claim]:
+    """That CKA stays and the cosine rises."""
     for network in networks(records):
         record = select(records, network=network)[0]
-        change = max(
-            abs(a - b) for a, b in zip(_pairs(record, "before", "cka"), _pairs(record, "after", "cka"), strict=True)
-        )
-        before, after = (sum(_pairs(record, when, "cosine")) / 10 for when in ("before", "after"))
-        yield (
-            f"{network}: the mean cosine of weights rises from {before:.3f} to {after:.3f}; "
-            f"CKA {'stays the same to six digits' if change == 0.0 else f'changes by up to {change:.1e}'}."
+        pairs = zip(_pairs(record, "before", "cka"), _pairs(record, "after", "cka"), strict=True)
+        change = max(abs(a - b) for a, b in pairs)
+        before, after = (fmean(_pairs(record, when, "cosine")) for when in ("before", "after"))
+        yield Claim.judged(
+            f"In the universe weights are {published.COSINE_GAIN:g} times as similar, representations the same ({network})",
+            [after >= published.COSINE_GAIN * before, change < _SAME],
+            f"mean cosine {before:.3f} before, {after:.3f} after; CKA changes by up to {change:.1e}",
         )
 
 
@@ -134,5 +137,5 @@ EXPERIMENT = Experiment(
     cells=cells,
     tables=tables,
     pictures=pictures,
-    findings=findings,
+    claims=claims,
 )

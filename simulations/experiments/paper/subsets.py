@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations, product
+from statistics import fmean, stdev
 from typing import Any
 
 from simulations.experiments.paper import published
 from simulations.laboratory.drawing import grid, label
 from simulations.laboratory.experiment import (
+    NOT_RUN,
+    Claim,
     Experiment,
     Picture,
     Table,
@@ -54,7 +57,7 @@ def tables(records: Sequence[Record]) -> Iterator[Table]:
         rows = []
         for k, stage in product(range(2, _MODELS), _STAGES):
             found = [_accuracies(records, stage, network=network, scheme=scheme, k=k) for scheme in _SCHEMES]
-            cells = [spread([100 * value for value in each], "{:.2f}") for each in found]
+            cells = [spread([100 * value for value in each], "{:.2f}") if each else NOT_RUN for each in found]
             rows.append((str(k), _STAGES[stage], *cells))
         yield Table(
             f"{network}: test accuracy (%), mean ± standard deviation over the subsets of k",
@@ -84,59 +87,38 @@ def pictures(records: Sequence[Record]) -> Iterator[Picture]:
         yield Picture(f"{NAME}-{network}", "Every subset of k of five networks (dots), mean and deviation.", figure)
 
 
-def findings(records: Sequence[Record]) -> Iterator[str]:
-    """The paper's three observations, each confirmed or refuted by what was measured."""
+def claims(records: Sequence[Record]) -> Iterator[Claim]:
+    """The paper's three observations."""
     for network in networks(records):
         found = select(records, network=network)
-        yield from _joint_or_separate(found, network)
-        spans = {
-            words: max(
-                max(values) - min(values)
-                for k, scheme in product(range(2, _MODELS), _SCHEMES)
-                if (values := _accuracies(found, stage, scheme=scheme, k=k))
-            )
-            for stage, words in _STAGES.items()
+        gaps = {(k, stage): _gap(found, k, stage) for k, stage in product(range(2, _MODELS), _STAGES)}
+        listed = "; ".join(f"k = {k} {_STAGES[stage]} {100 * gap:+.2f}" for (k, stage), gap in gaps.items())
+        yield Claim.judged(
+            f"Matching among all five is better for k = 2, matching the subset itself for k > 2 ({network})",
+            [(gap > 0) == (k == 2) for (k, _), gap in gaps.items()],
+            f"points, joint less separate: {listed}",
+        )
+        cases = [_accuracies(found, s, scheme=c, k=k) for s, c, k in product(_STAGES, _SCHEMES, range(2, _MODELS))]
+        span = max(max(values) - min(values) for values in cases if values)
+        yield Claim.judged(
+            f"Subsets of one size differ by up to about {100 * published.SUBSET_SPAN:.0f} points ({network})",
+            [span >= published.SUBSET_SPAN / 2],
+            f"largest difference {100 * span:.1f} points",
+        )
+        spreads = {
+            k: [stdev(_accuracies(found, "average", scheme=c, k=k)) for c in _SCHEMES] for k in range(2, _MODELS)
         }
-        listed = " and ".join(f"{100 * span:.1f} points {words}" for words, span in spans.items())
-        yield (
-            f"{network}, observation 2 (subsets of one size differ by up to about "
-            f"{100 * published.SUBSET_SPAN:.0f} points): the largest difference is {listed}."
-        )
-        lower = [k for k in range(2, _MODELS) if _deviation(found, "joint", k) < _deviation(found, "separate", k)]
-        yield (
-            f"{network}, observation 3 (before REPAIR, accuracy spreads less after joint matching) is "
-            f"{_verdict(len(lower) == 3, bool(lower))}: the standard deviation is lower at k = "
-            f"{', '.join(map(str, lower)) or 'none'} of 2, 3, 4."
+        yield Claim.judged(
+            f"Before REPAIR, accuracy spreads less after joint matching ({network})",
+            [joint < separate for joint, separate in spreads.values()],
+            "; ".join(f"k = {k}: {100 * a:.2f} joint, {100 * b:.2f} separate" for k, (a, b) in spreads.items()),
         )
 
 
-def _joint_or_separate(records: Sequence[Record], network: str) -> Iterator[str]:
-    """Observation 1: matching the subset itself is better for k > 2, matching among all five for k = 2."""
-    for k in range(2, _MODELS):
-        gaps = {
-            words: _mean(_accuracies(records, stage, scheme="joint", k=k))
-            - _mean(_accuracies(records, stage, scheme="separate", k=k))
-            for stage, words in _STAGES.items()
-        }
-        holds = [(gap > 0) == (k == 2) for gap in gaps.values()]
-        listed = " and ".join(f"{100 * gap:+.2f} points {words}" for words, gap in gaps.items())
-        yield (
-            f"{network}, observation 1 at k = {k} ({'joint' if k == 2 else 'separate'} matching is better) is "
-            f"{_verdict(all(holds), any(holds))}: joint minus separate is {listed}."
-        )
-
-
-def _verdict(whole: bool, part: bool) -> str:
-    return "confirmed" if whole else "confirmed in part" if part else "refuted"
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
-
-
-def _deviation(records: Sequence[Record], scheme: str, k: int) -> float:
-    values = _accuracies(records, "average", scheme=scheme, k=k)
-    return sum((value - _mean(values)) ** 2 for value in values)
+def _gap(records: Sequence[Record], k: int, stage: str) -> float:
+    return fmean(_accuracies(records, stage, scheme="joint", k=k)) - fmean(
+        _accuracies(records, stage, scheme="separate", k=k)
+    )
 
 
 EXPERIMENT = Experiment(
@@ -150,5 +132,5 @@ EXPERIMENT = Experiment(
     cells=cells,
     tables=tables,
     pictures=pictures,
-    findings=findings,
+    claims=claims,
 )

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from statistics import fmean
 from typing import Any
 
 from simulations.laboratory.drawing import COLOURS, grid, label
 from simulations.laboratory.experiment import (
     NOT_RUN,
+    Claim,
     Experiment,
     Picture,
     Table,
     networks,
     percent,
-    spread,
 )
 from simulations.laboratory.laboratory import Group, Laboratory
 from simulations.laboratory.ledger import Cell, Record, select
@@ -86,18 +87,15 @@ def pictures(records: Sequence[Record]) -> Iterator[Picture]:
         yield Picture(f"{NAME}-{network}", "Three networks merged, by width.", figure)
 
 
-def findings(records: Sequence[Record]) -> Iterator[str]:
-    """Whether wider is better."""
+def claims(records: Sequence[Record]) -> Iterator[Claim]:
+    """That wider networks lose less when merged."""
     for network in networks(records):
         found = sorted(select(records, network=network), key=lambda r: r.about["width"])
-        lost = [
-            100 * (record.values["endpoint_accuracy"] - record.values["repaired"]["test_accuracy"]) for record in found
-        ]
-        listed = spread(lost[-1:], "{:.1f}")
-        yield (
-            f"{network}: with REPAIR, merging costs {lost[0]:.1f} points of accuracy at width "
-            f"{found[0].about['width']:g}x and {listed} at {found[-1].about['width']:g}x (paper: less the wider)."
-        )
+        lost = [r.values["endpoint_accuracy"] - r.values["repaired"]["test_accuracy"] for r in found]
+        listed = ", ".join(f"{r.about['width']:g}x {100 * gap:.1f}" for r, gap in zip(found, lost, strict=True))
+        if len(lost) > 1:
+            statement = f"The wider the networks, the less merging costs ({network})"
+            yield Claim.judged(statement, [b < a for a, b in pairwise(lost)], f"points lost with REPAIR: {listed}")
 
 
 EXPERIMENT = Experiment(
@@ -108,5 +106,5 @@ EXPERIMENT = Experiment(
     cells=cells,
     tables=tables,
     pictures=pictures,
-    findings=findings,
+    claims=claims,
 )

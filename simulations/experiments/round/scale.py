@@ -250,5 +250,6 @@ EXPERIMENT = Experiment(
     cells=cells,
     tables=tables,
     pictures=pictures,
+    whole=False,
     page="scale",
 )

@@ -34,7 +34,7 @@ from simulations.experiments.paper import (
     width,
 )
 from simulations.experiments.registry import EXPERIMENTS
-from simulations.laboratory.experiment import Experiment
+from simulations.laboratory.experiment import Claim, Experiment, Table
 from simulations.laboratory.laboratory import Laboratory
 from simulations.laboratory.ledger import Record, select
 from tests.simulations.experiments import planted
@@ -106,7 +106,15 @@ def test_every_measurement_is_finite_and_shown(experiment: Experiment, noisy: La
     assert all(planted.NETWORK in finding for finding in experiment.findings(records))
     assert all(claim.here for claim in experiment.claims(records))
     assert all(picture.caption for picture in experiment.pictures(records))
-    list(experiment.tables(()))
+    # A run that was interrupted can be shown as well.
+    for count in (0, 1, 2, len(records) // 2, len(records) - 1):
+        some = records[:count]
+        assert all(isinstance(part, Table | str | Claim) for part in shown(experiment, some, noisy))
+
+
+def shown(experiment: Experiment, records: list[Record], lab: Laboratory) -> list[object]:
+    complete = experiment.complete(records, experiment.cells(lab))
+    return [*experiment.tables(records), *experiment.findings(complete), *experiment.claims(complete)]
 
 
 def test_the_bench_judges_on_the_split_that_it_names(exact: Laboratory) -> None:
