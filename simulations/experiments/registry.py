@@ -5,6 +5,7 @@ from __future__ import annotations
 from simulations.experiments.federated import experiment as federated
 from simulations.experiments.matching import activations, comparison, sets
 from simulations.experiments.paper import (
+    ablation,
     connectivity,
     convergence,
     cycle_consistency,
@@ -28,6 +29,7 @@ EXPERIMENTS: tuple[Experiment, ...] = (
     subsets.EXPERIMENT,
     merging_five.EXPERIMENT,
     cycle_consistency.EXPERIMENT,
+    ablation.EXPERIMENT,
     pairwise_barriers.EXPERIMENT,
     seed_variance.EXPERIMENT,
     starts.EXPERIMENT,

@@ -6,7 +6,7 @@ from the package's own functions, which keeps methods, stages, splits and sets f
 
 from __future__ import annotations
 
-from itertools import combinations, pairwise
+from itertools import combinations, pairwise, permutations
 
 import pytest
 import torch
@@ -16,9 +16,11 @@ from c2m3_fl.averaging import average
 from c2m3_fl.matching import MatchingProblem
 from c2m3_fl.matching.problem import as_client_maps
 from c2m3_fl.repair import repair
+from c2m3_fl.symmetry import compose, invert
 from simulations.experiments.matching import activations, comparison, sets
 from simulations.experiments.matching.matchers import MATCHERS
 from simulations.experiments.paper import (
+    ablation,
     connectivity,
     convergence,
     cycle_consistency,
@@ -200,6 +202,36 @@ def test_maps_through_the_universe_have_no_cycle_error_and_pairwise_ones_do(nois
     assert pairwise_maps.values["accuracy"][0] == own[0]
     assert joint.values["loss"] == [own[1]] * len(joint.values["position"])
     assert pairwise_maps.values["loss"][0] == own[1] != pairwise_maps.values["loss"][-2]
+
+
+def test_copies_are_consistent_however_they_are_matched(exact: Laboratory) -> None:
+    for record in measured(ablation.EXPERIMENT, exact):
+        assert record.values["cycle_errors"] == [0, 0, 0]
+        assert record.values["barriers"] == pytest.approx([0, 0, 0], abs=1e-4)
+        assert is_exact(record.values["average"])
+
+
+def test_only_pairwise_maps_have_a_cycle_error(noisy: Laboratory) -> None:
+    for record in measured(ablation.EXPERIMENT, noisy):
+        assert (max(record.values["cycle_errors"]) > 0) == record.about["way"].startswith("pairs")
+    jointly = select(measured(ablation.EXPERIMENT, noisy), group=0, way="jointly, the default")[0]
+    expected = by_matcher(noisy, (0, 1, 2), "default")
+    assert jointly.values["objective"] == expected["objective"]
+    assert jointly.values["objective"] == max(r.values["objective"] for r in select_group(noisy))
+
+
+def select_group(lab: Laboratory) -> list[Record]:
+    return select(measured(ablation.EXPERIMENT, lab), group=0)
+
+
+def test_synchronisation_recovers_planted_maps_from_pairs_of_which_some_are_wrong() -> None:
+    generator = torch.Generator().manual_seed(0)
+    planted_maps = [{"g": torch.randperm(12, generator=generator)} for _ in range(5)]
+    pairs = list(permutations(range(5), 2))
+    true = {(p, q): compose(planted_maps[q], invert(planted_maps[p])) for p, q in pairs}
+    wrong = {"g": torch.randperm(12, generator=generator)}
+    found = ablation.synchronised({**true, (1, 3): wrong, (3, 1): invert(wrong)}, 5)
+    assert all(torch.equal(found[pair]["g"], true[pair]["g"]) for pair in pairs)
 
 
 def test_matched_copies_have_no_barrier_and_unmatched_ones_do(exact: Laboratory) -> None:
