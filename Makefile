@@ -11,7 +11,7 @@ export FLWR_TELEMETRY_ENABLED = 0
 export FLWR_DISABLE_UPDATE_CHECK = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all lint docs
+.PHONY: help setup demo test test-all test-flower lint docs
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -26,6 +26,11 @@ test: $(STAMP)  ## the tests
 
 test-all: $(STAMP)  ## the tests with the slow ones
 	$(PYTEST) -m "slow or not slow"
+
+FLOWER ?= 1.28.0
+test-flower: $(STAMP)  ## the strategy's tests with another release of Flower: make test-flower FLOWER=1.28.0
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(VENV)/flower-$(FLOWER) 'flwr==$(FLOWER)'
+	PYTHONPATH=$(VENV)/flower-$(FLOWER) $(PYTEST) tests/federation
 
 lint: $(STAMP)  ## style and types
 	$(BIN)/ruff check .

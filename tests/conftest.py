@@ -5,13 +5,14 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from flwr.supercore.task_identity import TaskIdentity
+
+from c2m3_fl.federation import private
 
 
 @pytest.fixture(autouse=True)
 def _flower_task() -> None:
     """The identity that Flower gives to each process of a run; no message can be made without it."""
-    TaskIdentity.task_id = TaskIdentity.run_id = TaskIdentity.node_id = 1
+    private.act_as(1)
 
 
 @pytest.fixture

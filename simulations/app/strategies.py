@@ -23,10 +23,10 @@ from flwr.serverapp.strategy import (
     Krum,
     Strategy,
 )
-from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords
 from torch import Tensor
 
 from c2m3_fl import C2M3, PermutationSpec
+from c2m3_fl.federation import private
 from c2m3_fl.federation.strategy import MomentsFrom
 from c2m3_fl.repair.sequential import Method
 from c2m3_fl.robust import Robust
@@ -37,7 +37,7 @@ from simulations.app.settings import SimulationSettings
 
 def _mean_metrics(replies: list[RecordDict], weighted_by_key: str) -> MetricRecord:
     """The weighted mean of what the clients measured; their ids are no measurement."""
-    metrics = aggregate_metricrecords(replies, weighted_by_key)
+    metrics = private.mean_metrics(replies, weighted_by_key)
     metrics.pop("client-id", None)
     return metrics
 

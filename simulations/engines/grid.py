@@ -10,17 +10,16 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from flwr.app import Context, Error, Message, RecordDict, UserConfig
-from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
-from flwr.supercore.run import Run
-from flwr.supercore.task_identity import TaskIdentity
 
+from c2m3_fl.federation import private
 from clients.client_app import app as client_app
 from simulations.app.records import RunRecord
 from simulations.app.server_app import run
 from simulations.app.settings import SimulationSettings
 
 _SERVER_NODE_ID = 1
+_RUN_ID = 1
 
 
 class InProcessGrid(Grid):
@@ -37,12 +36,11 @@ class InProcessGrid(Grid):
     """
 
     def __init__(self, app: Callable[[Message, Context], Message], num_nodes: int, run_config: UserConfig) -> None:
-        # A message carries the identity of the task that makes it, which Flower sets at the start of a process.
-        TaskIdentity.task_id = TaskIdentity.run_id = TaskIdentity.node_id = _SERVER_NODE_ID
+        private.act_as(_SERVER_NODE_ID, _RUN_ID)
         self._app = app
         self._contexts = {
             _SERVER_NODE_ID + 1 + i: Context(
-                run_id=TaskIdentity.run_id,
+                run_id=_RUN_ID,
                 node_id=_SERVER_NODE_ID + 1 + i,
                 node_config={"partition-id": i, "num-partitions": num_nodes},
                 state=RecordDict(),
@@ -51,13 +49,13 @@ class InProcessGrid(Grid):
             for i in range(num_nodes)
         }
 
-    def set_run(self, run: Run) -> None:
+    def set_run(self, run: private.Run) -> None:
         """There is one run: nothing to set."""
 
     @property
-    def run(self) -> Run:
+    def run(self) -> private.Run:
         """The run."""
-        return Run.create_empty(TaskIdentity.run_id)
+        return private.empty_run(_RUN_ID)
 
     def create_message(
         self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
@@ -87,7 +85,7 @@ class InProcessGrid(Grid):
             return self._app(message, self._contexts[message.metadata.dst_node_id])
         except Exception as error:  # whatever a client raises must not end the run
             reason = f"{type(error).__name__}: {error}"
-            return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
+            return Message(Error(private.CLIENT_RAISED, reason), reply_to=message)
 
 
 def simulate(settings: SimulationSettings, num_clients: int) -> RunRecord:

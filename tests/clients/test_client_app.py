@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
-from flwr.supercore.task_identity import TaskIdentity
 from torch import Tensor
 
 from clients.client_app import app, client_indices
@@ -16,12 +15,6 @@ from simulations.app.central import global_model
 
 CLIENTS = 3
 QUICK = ClientSettings(model_width=0.1, local_epochs=1)
-
-
-@pytest.fixture(autouse=True)
-def _in_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("_task_id", "_run_id", "_node_id"):
-        monkeypatch.setattr(TaskIdentity, name, 1)
 
 
 def ask(kind: str, settings: ClientSettings, client: int, server_round: int, **config: Any) -> RecordDict:

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, Error, Message, MessageType, MetricRecord, RecordDict
-from flwr.supercore.task_identity import TaskIdentity
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from c2m3_fl import C2M3
+from c2m3_fl.federation import private
 from c2m3_fl.symmetry import PermutationSpec
 
 HONEST = 5
@@ -86,7 +86,7 @@ def scene() -> Scene:
 
 def identify() -> None:
     """Messages can only be made inside a run."""
-    TaskIdentity.task_id = TaskIdentity.run_id = TaskIdentity.node_id = 1
+    private.act_as(1)
 
 
 def reply(node: int, state_dict: StateDict, examples: Any = 150, **metrics: Any) -> Message:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-from typing import cast
+from typing import Any, cast
 
 import pytest
 import torch
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.clientapp.mod import LocalDpMod, fixedclipping_mod
-from flwr.clientapp.typing import Mod
 from flwr.server import LegacyContext
 from flwr.server.workflow import DefaultWorkflow, SecAggPlusWorkflow
 from flwr.serverapp.strategy import (
@@ -33,7 +32,7 @@ def _quiet(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.ERROR, logger="flwr")
 
 
-def app(*mods: Mod) -> ClientApp:
+def app(*mods: Any) -> ClientApp:
     """Clients that train from what they get, each on examples of its own."""
     made = ClientApp(mods=list(mods))
 
@@ -67,7 +66,7 @@ def strategy() -> C2M3:
     )
 
 
-def run(server: Strategy, *mods: Mod, rounds: int = 2) -> Result:
+def run(server: Strategy, *mods: Any, rounds: int = 2) -> Result:
     broadcast = ArrayRecord(scene().broadcast)
     return server.start(InProcessGrid(app(*mods), CLIENTS, {}), broadcast, num_rounds=rounds)
 
