@@ -20,7 +20,7 @@ from simulations.experiments.paper import (
     subsets,
     width,
 )
-from simulations.experiments.round import scale
+from simulations.experiments.round import cost, scale
 from simulations.laboratory.experiment import Experiment
 
 EXPERIMENTS: tuple[Experiment, ...] = (
@@ -43,5 +43,6 @@ EXPERIMENTS: tuple[Experiment, ...] = (
     activations.EXPERIMENT,
     federated.EXPERIMENT,
     scale.EXPERIMENT,
+    cost.EXPERIMENT,
 )
 """In the order of the pages."""
