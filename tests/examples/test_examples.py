@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,7 +20,7 @@ from flwr.app import Context, RecordDict
 from simulations.engines.grid import InProcessGrid
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-APPS = ("quickstart", "tabular")
+APPS = ("quickstart", "tabular", "lora")
 Sides = tuple[ModuleType, ModuleType]
 """The server's and the client's module of an app."""
 
@@ -89,6 +90,24 @@ def test_tabular_from_own_starts_beats_fedavg(modules: Sides, capsys: pytest.Cap
     theirs = accuracies(modules, config("tabular", num_server_rounds=1, strategy="fedavg"), capsys)
     assert ours[-1] > 90
     assert ours[-1] > theirs[-1]
+
+
+@pytest.mark.parametrize("modules", ["lora"], indirect=True)
+def test_lora_federates_the_adapters_alone(
+    modules: Sides, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: set[str] = set()
+    server, client = modules
+    monkeypatch.setattr(server, "evaluate", partial(_watch, server.evaluate, sent))
+    by_round = accuracies(modules, config("lora"), capsys)
+    assert by_round[-1] > 70
+    assert by_round[0] < 60
+    assert sent == set(client.adapters(client.build()))
+
+
+def _watch(evaluate: Any, sent: set[str], server_round: int, arrays: Any) -> Any:
+    sent |= set(arrays)
+    return evaluate(server_round, arrays)
 
 
 @pytest.mark.parametrize("app", APPS)

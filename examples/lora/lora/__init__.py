@@ -1,0 +1,1 @@
+"""Text classification: adapters alone are federated."""
