@@ -43,7 +43,8 @@ aligned average is better than the plain one.
 @options.from_signature(aggregate, "classifier", "What becomes of the last linear layer.")
 @options.from_signature(aggregate, "robust", "How far files are trusted.")
 @options.from_signature(aggregate, "task", "What the network does, for the choice among candidates; none: found out.")
-@click.option("--predictions", metavar="KEY", help="Where in the network's output its predictions are; found if usual.")
+@options.activations
+@options.predictions
 @click.option("--guard/--no-guard", default=True, show_default=True, help="Keep the best of plain and aligned average.")
 @options.group_size
 @options.inputs

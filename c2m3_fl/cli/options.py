@@ -13,6 +13,7 @@ import torch
 
 from c2m3_fl.device import resolve_device
 from c2m3_fl.matching import MATCHERS
+from c2m3_fl.options import DEFAULTS
 
 NONE = "none"
 """What stands for None on the command line."""
@@ -62,6 +63,14 @@ group_size = click.option(
     "--group-size", type=click.IntRange(min=2),
     help="Align at most so many networks at once, and keep no more in memory.",
 )  # fmt: skip
+activations = click.option(
+    "--activations", type=click.FloatRange(min=0), default=DEFAULTS.activations, show_default=True,
+    help="Share of activations in the matching, where there are calibration inputs; 0: weights alone.",
+)  # fmt: skip
+predictions = click.option(
+    "--predictions", metavar="KEY", callback=lambda _context, _parameter, key: int(key) if (key or "").isdecimal() else key,
+    help="Where in the network's output its predictions are: a name or a number; found in the usual places.",
+)  # fmt: skip
 _images = (
     click.option(
         "--mean", metavar="M,M,M", help="Per channel, subtracted from inputs (after bytes are scaled to 0..1)."
@@ -96,12 +105,10 @@ def choices(function: Callable[..., Any], parameter: str) -> dict[str, Any]:
 
 
 def from_signature(function: Callable[..., Any], parameter: str, text: str) -> Callable[[Command], Command]:
-    """The option for a parameter that takes one of several names; nothing where the function has no such parameter."""
-    signature = inspect.signature(function).parameters
-    if parameter not in signature:
-        return lambda command: command
+    """The option for a parameter that takes one of several names."""
     values = choices(function, parameter)
-    default = next(name for name, value in values.items() if value == signature[parameter].default)
+    wanted = inspect.signature(function).parameters[parameter].default
+    default = next(name for name, value in values.items() if value == wanted)
     return click.option(
         f"--{parameter.replace('_', '-')}", parameter, type=click.Choice(list(values)), default=default,
         show_default=True, help=text, callback=lambda _context, _parameter, value: values[value],

@@ -45,6 +45,17 @@ class Tied(nn.Module):
         return logits
 
 
+class Pair(nn.Module):
+    """Class scores, and something beside them that does not depend on the weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = perceptron()
+
+    def forward(self, inputs: Tensor) -> dict[str, Tensor]:
+        return {"noise": inputs[:, :CLASSES], "logits": self.layers(inputs)}
+
+
 def number() -> int:
     return 3
 

@@ -171,17 +171,38 @@ def test_options_reach_the_library(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("c2m3_fl.cli.merge.aggregate", watch)
     arguments = [*planted(tmp_path, 3), "-o", str(tmp_path / "m.pt"), "--calibration", labelled(tmp_path, weights(0))]
     chosen = ["--matcher", "identity", "--repair", "none", "--robust", "exclude", "--no-guard", "--group-size", "2"]
+    chosen += ["--task", "classification", "--classifier", "keep", "--activations", "0.5"]
     assert merge(*arguments, *chosen, "--weights", "1,2,3", "--batch-size", "10", "--device", "cpu") == 0
     assert (seen["matcher"], seen["repair"], seen["robust"], seen["guard"]) == ("identity", None, "exclude", False)
     assert (seen["group_size"], seen["weights"], len(seen["calibration"])) == (2, (1, 2, 3), 7)
+    assert (seen["task"], seen["classifier"], seen["activations"]) == ("classification", "keep", 0.5)
     assert (seen["device"],) == (torch.device("cpu"),)
 
 
-@pytest.mark.parametrize("repair", [name for name in choices(aggregate, "repair") if name != "none"])
-def test_every_repair_of_the_library_is_an_option(tmp_path: Path, repair: str) -> None:
+def test_predictions_are_found_where_the_command_line_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = []
+    for seed in range(2):
+        torch.manual_seed(seed)
+        files.append(save(tmp_path / f"{seed}.pt", networks.Pair().state_dict()))
+    data, output = labelled(tmp_path, weights(0)), str(tmp_path / "m.pt")
+    arguments = [*files, "--calibration", data, "-o", output, "--force"]
+    network = f"{networks.__name__}:Pair"
+    for key in ("logits", "noise"):
+        assert merge(*arguments, "--predictions", key, "--json", network=network) == 0
+        scores = json.loads(capsys.readouterr().out)["scores"]
+        assert (len(set(scores.values())) > 1) == (key == "logits")
+    assert merge(*arguments, "--predictions", "nothing", network=network) == 2
+    assert "predictions" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [(option, value) for option in ("repair", "classifier") for value in choices(aggregate, option) if value != "none"],
+)
+def test_every_repair_and_classifier_of_the_library_is_an_option(tmp_path: Path, option: str, value: str) -> None:
     files = [save(tmp_path / f"{seed}.pt", weights(seed)) for seed in range(2)]
     data = labelled(tmp_path, weights(0))
-    assert merge(*files, "--calibration", data, "--repair", repair, "-o", str(tmp_path / "m.pt")) == 0
+    assert merge(*files, "--calibration", data, f"--{option}", value, "-o", str(tmp_path / "m.pt")) == 0
 
 
 def test_other_networks_are_written_and_never_over_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
