@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from c2m3_fl import aggregate, align, average
+from c2m3_fl import aggregate, align, average, hierarchy
 from c2m3_fl.hierarchy import MappedClients, align_in_groups
 from c2m3_fl.matching import CoordinateAscent, Matching, MatchingProblem
 from tests.cases import SPECS, pair_sum_objective, random_clients, related_clients
@@ -99,3 +99,36 @@ def test_aggregation_in_groups_merges_all_clients() -> None:
     grouped = aggregate(module, clients, spec=SPEC, group_size=3, device="cpu")
     flat = aggregate(module, clients, spec=SPEC, device="cpu")
     assert grouped.alignment.objective == pytest.approx(flat.alignment.objective, rel=1e-4)
+
+
+def test_sweeps_recover_a_third_of_what_groups_lose_and_keep_account(monkeypatch: pytest.MonkeyPatch) -> None:
+    lost = recovered = 0.0
+    for seed in range(4):
+        clients = related_clients(SPEC, 9, noise=0.8, seed=seed)
+        flat = align(clients, SPEC, device="cpu").objective
+        swept = align_in_groups(clients, SPEC, group_size=3, device="cpu")
+        with monkeypatch.context() as patched:
+            patched.setattr(hierarchy, "sweeps", lambda *_: ())
+            plain = align_in_groups(clients, SPEC, group_size=3, device="cpu")
+        sweeps = [each.objective for each in swept.iterations if each.phase == "sweep"]
+        assert sweeps[0] == pytest.approx(plain.objective, rel=1e-6)
+        assert all(b >= a - 1e-9 * abs(a) for a, b in itertools.pairwise(sweeps))
+        assert sweeps[-1] == pytest.approx(swept.objective, rel=1e-5)
+        lost, recovered = lost + flat - plain.objective, recovered + swept.objective - plain.objective
+    assert lost > 0
+    assert recovered > lost / 3
+
+
+def test_sweeps_see_weights_and_leave_clients_of_no_weight_out_of_the_sum() -> None:
+    clients, weights = random_clients(SPEC, 7), [1.0, 0.0, 5.0, 2.0, 0.0, 1.0, 1.0]
+    found = align_in_groups(clients, SPEC, group_size=3, weights=weights, device="cpu")
+    sweeps = [each.objective for each in found.iterations if each.phase == "sweep"]
+    assert len(sweeps) > 1
+    assert sweeps[-1] == pytest.approx(found.objective, rel=1e-5)
+
+
+@pytest.mark.parametrize("matcher", ["identity", "reference", Watched()])
+def test_only_matchers_of_all_parameters_are_followed_by_sweeps(matcher: str | Watched) -> None:
+    found = align_in_groups(random_clients(SPEC, 7), SPEC, group_size=3, matcher=matcher, device="cpu")
+    assert all(each.phase != "sweep" for each in found.iterations)
+    assert (found.moved == 0.0) == (matcher == "identity")
