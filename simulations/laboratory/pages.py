@@ -80,22 +80,34 @@ _STYLE = (
     "table{border-collapse:collapse;font-size:.9em}.wide{overflow-x:auto;margin:.5rem 0 1.5rem}"
     "th,td{border-bottom:1px solid #ddd;padding:.25rem .7rem;text-align:left;font-variant-numeric:tabular-nums}"
     "img{max-width:100%;height:auto}figcaption{color:#555;font-size:.9em}figure{margin:1rem 0}"
-    "code{background:#f3f3f3;overflow-wrap:anywhere}h2{margin-top:2.5rem;border-top:1px solid #ccc;padding-top:1rem}"
+    "code{background:#f3f3f3;overflow-wrap:anywhere}details{border-top:1px solid #ccc;padding:.6rem 0}"
+    "summary{font-size:1.3em;font-weight:600;cursor:pointer}"
 )
 
 
 def as_html(sections: Sequence[Section], folder: Path) -> str:
-    """Sections as a page in a folder: contents after the first heading's own, figures loaded when they come into view."""
-    body: list[str] = []
-    for number, section in enumerate(sections):
-        body.append(f'<h{section.level} id="{section.anchor}">{html.escape(section.title)}</h{section.level}>')
+    """Sections as a page in a folder: a title, an opening section, contents, and the others folded up.
+
+    Figures are loaded when they come into view.
+    """
+    title, opening, *others = sections
+    body = [f"<h1>{html.escape(title.title)}</h1>", f"<h2>{html.escape(opening.title)}</h2>"]
+    body += [_html_part(part, folder) for part in (*title.parts, *opening.parts)]
+    body.append(_contents(others))
+    for number, section in enumerate(others):
+        if section.level == 2:
+            # A link to what is inside unfolds it.
+            end = "</div></details>" if number else ""
+            body.append(f"{end}<details><summary>{html.escape(section.title)}</summary>")
+            body.append(f'<div id="{section.anchor}">')
+        else:
+            body.append(f"<h{section.level}>{html.escape(section.title)}</h{section.level}>")
         body += [_html_part(part, folder) for part in section.parts]
-        if number == 1:
-            body.append(_contents(sections))
     return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{sections[0].title}</title>'
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title.title)}</title>'
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{_STYLE}</style></head><body>\n'
         + "\n".join(body)
+        + ("\n</div></details>" if others else "")
         + "\n</body></html>\n"
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -225,6 +226,40 @@ def test_figures_of_the_page_are_loaded_when_they_come_into_view(tmp_path: Path)
     assert "data:" not in html
     assert 'src="http' not in html
     assert len(html) < 200_000
+
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+PROBE = """<script>addEventListener("load", () => {
+  document.querySelectorAll("details").forEach((each) => { each.open = location.hash === "#open" || each.open })
+  const loaded = [...document.images].filter((image) => image.naturalWidth > 0).length
+  const root = document.documentElement
+  document.title = JSON.stringify([root.scrollWidth, innerWidth, root.scrollHeight, document.images.length, loaded])
+})</script>"""
+
+
+def in_browser(page: Path, fragment: str = "") -> tuple[int, ...]:
+    """Widths of page and window, the page's height, figures, and how many of them were loaded, on a telephone."""
+    assert CHROMIUM is not None
+    probed = page.with_name("probed.html")
+    probed.write_text(page.read_text(encoding="utf-8").replace("</head>", PROBE + "</head>"), encoding="utf-8")
+    options = ("--headless", "--no-sandbox", "--disable-gpu", "--window-size=390,844", "--dump-dom")
+    # Without a window, Chromium loads everything at once unless it is told not to.
+    lazy = "--blink-settings=lazyLoadEnabled=true"
+    command_line = [CHROMIUM, *options, lazy, probed.as_uri() + fragment]
+    shown = subprocess.run(command_line, capture_output=True, text=True, check=True, timeout=120).stdout
+    return tuple(json.loads(shown.partition("<title>")[2].partition("</title>")[0]))
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")
+@pytest.mark.parametrize("fragment", ["", "#open"])
+def test_the_page_opens_at_once_and_fits_a_telephone(tmp_path: Path, fragment: str) -> None:
+    written(tmp_path)
+    page(tmp_path)
+    width, window, height, figures, loaded = in_browser(tmp_path / "docs/results.html", fragment)
+    assert width <= window
+    assert figures > 0
+    assert loaded == 0  # they are folded up, or far below
+    assert (height < 6_000) == (not fragment)
 
 
 def test_a_block_keeps_the_words_around_it(tmp_path: Path) -> None:
