@@ -121,6 +121,68 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
+class Siamese(nn.Module):
+    """Calls its tower twice in one pass, the second time on what depends on the first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tower = nn.Sequential(nn.Linear(96, 8), nn.ReLU(), nn.Linear(8, 96))
+        self.head = nn.Linear(96, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        left, right = x.flatten(1).chunk(2, dim=1)
+        return torch.as_tensor(self.head(torch.relu(self.tower(right + self.tower(left)))))
+
+
+class Pairing(nn.Module):
+    """A bilinear layer, an embedding of rounded inputs, a table that two layers share, and a frozen layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = nn.Linear(96, 6), nn.Linear(96, 6, bias=False)
+        self.pair = nn.Bilinear(6, 6, 8)
+        self.table = nn.Embedding(4, 8)
+        self.tied = nn.Linear(8, 4, bias=False)
+        self.tied.weight = self.table.weight
+        self.frozen = nn.Linear(4, 7).requires_grad_(False)
+        self.head = nn.Linear(7, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        left, right = x.flatten(1).chunk(2, dim=1)
+        codes = self.table(x[:, 0, 0, 0].abs().long().clamp_max(3))
+        joint = torch.tanh(self.pair(torch.relu(self.left(left)), self.right(right)) + codes)
+        return torch.as_tensor(self.head(torch.relu(self.frozen(self.tied(joint)))))
+
+
+def convolutions() -> nn.Module:
+    """Grouped, strided, dilated and transposed, in one to three dimensions, with and without biases, other paddings."""
+    return nn.Sequential(
+        nn.Conv2d(3, 6, 3, dilation=2, padding=2, groups=3, padding_mode="circular"),
+        nn.ReLU(),
+        nn.ConvTranspose2d(6, 4, 3, stride=2, padding=1, bias=False),
+        nn.BatchNorm2d(4),
+        nn.Unflatten(1, (2, 2)),
+        nn.Conv3d(2, 4, (2, 3, 3), stride=(1, 2, 2), padding_mode="replicate", padding=(0, 1, 1), bias=False),
+        nn.GELU(),
+        nn.ConvTranspose3d(4, 4, (1, 2, 2), groups=2),
+        nn.Flatten(2),
+        nn.ConvTranspose1d(4, 6, 3, stride=2, bias=False),
+        nn.Tanh(),
+        nn.Conv1d(6, 4, 5, stride=3, groups=2, padding="valid"),
+        nn.AdaptiveAvgPool1d(6),
+        nn.Flatten(),
+        nn.Linear(24, 5),
+    )
+
+
+ODD_NETWORKS: dict[str, Callable[[], nn.Module]] = {
+    "convolutions of every kind": convolutions,
+    "a layer called twice": Siamese,
+    "what cannot be fitted": Pairing,
+}
+"""Networks for what is true of all of them, though not all is exact."""
+
+
 def inputs(examples: int = 24, seed: int = 0) -> Tensor:
     return torch.randn(examples, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
 

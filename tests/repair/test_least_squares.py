@@ -1,7 +1,9 @@
 """Least squares: the fit against oracles, and what a user relies on over the table of networks."""
 
 import copy
+import logging
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -12,14 +14,16 @@ from torch import Tensor, nn
 
 from c2m3_fl.repair import repair
 from c2m3_fl.repair.least_squares import fit
+from c2m3_fl.repair.methods import Method
 from c2m3_fl.symmetry import PermutationSpec
-from tests.repair.networks import NETWORKS, State, average, client, inputs
+from tests.repair.networks import NETWORKS, ODD_NETWORKS, State, average, client, inputs
 
-every_network = pytest.mark.parametrize("name", NETWORKS)
+BUILDS = NETWORKS | ODD_NETWORKS
+every_network = pytest.mark.parametrize("name", BUILDS)
 
 
 def output(name: str, state: State, x: Tensor) -> Tensor:
-    module = NETWORKS[name]().eval()
+    module = BUILDS[name]().eval()
     module.load_state_dict(state)
     with torch.no_grad():
         found: Tensor = module(x)
@@ -73,9 +77,9 @@ def test_inputs_that_do_not_vary_change_the_bias_alone(value: float, rows: int) 
 @every_network
 def test_permuted_copies_of_a_network_give_it_back(name: str) -> None:
     """Clients that are one network under permutations, mapped back: the average is the network, and stays it."""
-    state, x = client(NETWORKS[name], 3), inputs()
-    fitted = repair(NETWORKS[name], state, [state] * 3, x, method="least-squares", device="cpu")
-    state = repair(NETWORKS[name], state, [state], x, method="recalibrate", device="cpu")
+    state, x = client(BUILDS[name], 3), inputs()
+    fitted = repair(BUILDS[name], state, [state] * 3, x, method="least-squares", device="cpu")
+    state = repair(BUILDS[name], state, [state], x, method="recalibrate", device="cpu")
     torch.testing.assert_close(output(name, fitted, x), output(name, state, x), rtol=1e-3, atol=1e-4)
     if not any(key.endswith("running_mean") for key in state):
         for key, value in state.items():
@@ -95,36 +99,36 @@ def test_least_squares_finds_a_network_that_noise_has_hidden() -> None:
 
 @every_network
 def test_the_merged_network_comes_closer_to_its_clients(name: str) -> None:
-    states, x = [client(NETWORKS[name], seed) for seed in range(3)], inputs(200)
+    states, x = [client(BUILDS[name], seed) for seed in range(3)], inputs(200)
     merged = average(states)
-    fresh = [repair(NETWORKS[name], state, [state], x, method="recalibrate", device="cpu") for state in states]
+    fresh = [repair(BUILDS[name], state, [state], x, method="recalibrate", device="cpu") for state in states]
     goal = torch.stack([output(name, state, x) for state in fresh]).mean(0)
     loss = {"average": float((output(name, merged, x) - goal).square().mean())}
     for method in ("repair", "least-squares"):
-        fitted = repair(NETWORKS[name], merged, states, x, method=method, device="cpu")  # type: ignore[arg-type]
+        fitted = repair(BUILDS[name], merged, states, x, method=method, device="cpu")  # type: ignore[arg-type]
         loss[method] = float((output(name, fitted, x) - goal).square().mean())
     assert loss["least-squares"] < min(loss["average"], loss["repair"])
 
 
 @every_network
 def test_batches_do_not_matter(name: str) -> None:
-    states, x = [client(NETWORKS[name], seed) for seed in range(3)], inputs()
+    states, x = [client(BUILDS[name], seed) for seed in range(3)], inputs()
     merged = average(states)
-    whole = repair(NETWORKS[name], merged, states, x, method="least-squares", device="cpu")
-    parts = repair(NETWORKS[name], merged, states, x.split([5, 12, 7]), method="least-squares", device="cpu")
+    whole = repair(BUILDS[name], merged, states, x, method="least-squares", device="cpu")
+    parts = repair(BUILDS[name], merged, states, x.split([5, 12, 7]), method="least-squares", device="cpu")
     assert [(k, v.shape, v.dtype) for k, v in whole.items()] == [(k, v.shape, v.dtype) for k, v in merged.items()]
     torch.testing.assert_close(output(name, parts, x), output(name, whole, x), rtol=1e-3, atol=1e-3)
 
 
 def test_least_squares_follows_a_permutation_of_the_neurons() -> None:
     name, x = "resnet-batchnorm", inputs()
-    spec = PermutationSpec.from_module(NETWORKS[name](), x[:2])
+    spec = PermutationSpec.from_module(BUILDS[name](), x[:2])
     generator = torch.Generator().manual_seed(0)
     order = {group: torch.randperm(size, generator=generator) for group, size in spec.groups.items()}
-    states = [client(NETWORKS[name], seed) for seed in range(3)]
-    plain = repair(NETWORKS[name], average(states), states, x, method="least-squares", device="cpu")
+    states = [client(BUILDS[name], seed) for seed in range(3)]
+    plain = repair(BUILDS[name], average(states), states, x, method="least-squares", device="cpu")
     moved = [spec.apply(state, order) for state in states]
-    for key, value in repair(NETWORKS[name], average(moved), moved, x, method="least-squares", device="cpu").items():
+    for key, value in repair(BUILDS[name], average(moved), moved, x, method="least-squares", device="cpu").items():
         torch.testing.assert_close(value, spec.apply(plain, order)[key], rtol=1e-3, atol=1e-4)
 
 
@@ -147,7 +151,7 @@ def test_the_output_layer_is_fitted_only_on_request() -> None:
 
 def test_nothing_of_the_callers_changes() -> None:
     name = "resnet-batchnorm"
-    module, states = NETWORKS[name]().train(), [client(NETWORKS[name], seed) for seed in range(2)]
+    module, states = BUILDS[name]().train(), [client(BUILDS[name], seed) for seed in range(2)]
     merged, kept = average(states), copy.deepcopy(states)
     before = copy.deepcopy(module.state_dict())
     torch.manual_seed(5)
@@ -159,3 +163,58 @@ def test_nothing_of_the_callers_changes() -> None:
     assert all(torch.equal(a[key], b[key]) for a, b in zip(states, kept, strict=True) for key in a)
     assert isinstance(module, nn.Sequential)
     assert not module[0]._forward_hooks
+
+
+def dead(state: State) -> State:
+    """Without signal in the channels of even places."""
+    return {
+        k: v * (torch.arange(len(v)) % 2).view(-1, *[1] * (v.dim() - 1)) if v.dim() > 1 else v for k, v in state.items()
+    }
+
+
+def with_constant_channels(x: Tensor) -> Tensor:
+    x = x.clone()
+    x[:, 1:] = 3.0
+    return x
+
+
+SPOILT: dict[str, Callable[[Tensor], Tensor]] = {
+    "one example": lambda x: x[:1],
+    "three examples": lambda x: x[:3],
+    "equal examples": lambda x: x[:1].repeat(24, 1, 1, 1),
+    "zeros": torch.zeros_like,
+    "constant channels": with_constant_channels,
+    "far from the origin": lambda x: x + 1000,
+    "huge": lambda x: x * 1e6,
+    "dead channels": lambda x: x,
+}
+
+
+@every_network
+@pytest.mark.parametrize("how", SPOILT)
+@pytest.mark.parametrize("method", ["least-squares", "least-squares-bounded"])
+def test_with_poor_inputs_the_network_is_finite_and_no_worse_than_the_average(
+    name: str, how: str, method: Method
+) -> None:
+    states, x = [client(BUILDS[name], seed) for seed in range(3)], SPOILT[how](inputs())
+    if how == "dead channels":
+        states = [dead(state) for state in states]
+    merged = average(states)
+    fitted = repair(BUILDS[name], merged, states, x, method=method, device="cpu")
+    assert all(bool(value.isfinite().all()) for value in fitted.values() if value.is_floating_point())
+    fresh = [repair(BUILDS[name], state, [state], x, method="recalibrate", device="cpu") for state in states]
+    goal = torch.stack([output(name, state, x) for state in fresh]).mean(0)
+    before, after = (float((output(name, each, x) - goal).square().mean()) for each in (merged, fitted))
+    assert after <= before * (1 + 1e-3) + 1e-6
+
+
+def test_what_cannot_be_fitted_is_repaired_and_named(caplog: pytest.LogCaptureFixture) -> None:
+    name = "what cannot be fitted"
+    states = [client(BUILDS[name], seed) for seed in range(3)]
+    merged = average(states)
+    with caplog.at_level(logging.INFO):
+        fitted = repair(BUILDS[name], merged, states, inputs(), method="least-squares", device="cpu")
+    changed = {key.split(".")[0] for key in merged if not torch.equal(merged[key], fitted[key])}
+    assert changed == {"left", "right", "pair", "head"}
+    assert "least squares cannot fit the layers pair" in caplog.text
+    assert torch.equal(fitted["table.weight"], fitted["tied.weight"])
