@@ -72,6 +72,13 @@ def test_the_picture_of_the_universe_is_made_by_its_script(tmp_path: Path) -> No
     assert (tmp_path / "made.png").read_bytes() == (DOCS / "figures/universe.png").read_bytes()
 
 
+def test_every_page_is_in_the_contents() -> None:
+    """Sphinx warns of pages that are not, and warnings are errors."""
+    listed = set(re.findall(r"^([\w/-]+)$", (DOCS / "index.md").read_text(), re.MULTILINE))
+    pages = {str(page.relative_to(DOCS).with_suffix("")) for page in [*DOCS.glob("*.md"), *DOCS.glob("*/*.md")]}
+    assert {page for page in pages if not page.split("/")[-1].startswith("_")} - {"index"} <= listed
+
+
 def test_links_of_markdown_files_lead_somewhere() -> None:
     pages = [*ROOT.glob("*.md"), *DOCS.glob("*.md"), *DOCS.glob("*/*.md"), *(ROOT / "examples").rglob("*.md")]
     for page in pages:
