@@ -12,10 +12,11 @@ from torch import Tensor
 
 from c2m3_fl.averaging import average_clients
 from c2m3_fl.device import resolve_device
+from c2m3_fl.layout import StateDict
 from c2m3_fl.matching import Identity, Iteration, Matcher, resolve_matcher
 from c2m3_fl.matching.matcher import objective_of
 from c2m3_fl.matching.problem import MatchingProblem, as_client_maps
-from c2m3_fl.round import Clients, StateDict
+from c2m3_fl.round import Clients
 from c2m3_fl.symmetry import PermutationSpec, compose, invert
 
 

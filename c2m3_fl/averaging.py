@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from c2m3_fl.errors import OptionError
-from c2m3_fl.round import Clients, StateDict
+from c2m3_fl.layout import StateDict
+from c2m3_fl.round import Clients
 
 AverageMethod = Literal["mean", "median", "trimmed-mean"]
 

@@ -23,8 +23,8 @@ from c2m3_fl.activations.calibration import Batch
 from c2m3_fl.activations.network import Network
 from c2m3_fl.activations.recording import Reader
 from c2m3_fl.errors import ClientError
+from c2m3_fl.layout import StateDict
 from c2m3_fl.predictions import Task, fitted
-from c2m3_fl.round import StateDict
 
 Candidate = Literal["average", "average-repaired", "aligned", "aligned-repaired"]
 CANDIDATES: tuple[Candidate, ...] = get_args(Candidate)

@@ -20,6 +20,7 @@ from c2m3_fl.alignment import Alignment, MappedClients, align_clients
 from c2m3_fl.averaging import average_clients
 from c2m3_fl.device import resolve_device
 from c2m3_fl.errors import OptionError
+from c2m3_fl.layout import StateDict
 from c2m3_fl.matching import (
     BlockFrankWolfe,
     CoordinateAscent,
@@ -34,7 +35,7 @@ from c2m3_fl.matching import (
 )
 from c2m3_fl.matching.problem import as_client_maps
 from c2m3_fl.matching.universe import Universe
-from c2m3_fl.round import Clients, StateDict
+from c2m3_fl.round import Clients
 from c2m3_fl.symmetry import PermutationSpec
 from c2m3_fl.symmetry.spec import compose
 

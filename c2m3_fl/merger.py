@@ -14,8 +14,9 @@ from c2m3_fl.activations.errors import RepairError
 from c2m3_fl.activations.network import Architecture, private_network
 from c2m3_fl.device import resolve_device
 from c2m3_fl.errors import ClientError
+from c2m3_fl.layout import Layout, layout_of
 from c2m3_fl.options import MergeOptions
-from c2m3_fl.round import Clients, Layout, layout_of
+from c2m3_fl.round import Clients
 from c2m3_fl.session import Aggregation, Session
 from c2m3_fl.symmetry import PermutationSpec, SpecError
 from c2m3_fl.symmetry.wrappers import plain_module

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from c2m3_fl.round import StateDict
+from c2m3_fl.layout import StateDict
 
 MAX_GROWTH = 20.0
 """How many times the usual size of a tensor its update may be."""

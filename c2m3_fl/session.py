@@ -19,6 +19,7 @@ from c2m3_fl.averaging import average_clients
 from c2m3_fl.errors import ClientError, OptionError
 from c2m3_fl.guard import CANDIDATES, Candidate, Score, Target, best, score, target, votes
 from c2m3_fl.hierarchy import align_grouped
+from c2m3_fl.layout import StateDict
 from c2m3_fl.matching import IdentityFirst, RecordedActivationMatcher, resolve_matcher
 from c2m3_fl.matching.activation_matching import activation_rows
 from c2m3_fl.options import DEFAULTS, MergeOptions
@@ -28,7 +29,7 @@ from c2m3_fl.repair.methods import Method, treatment
 from c2m3_fl.repair.plan import recorded_rows
 from c2m3_fl.repair.sequential import repair_recorded
 from c2m3_fl.robust import AVERAGES, capped, dissenters, outliers
-from c2m3_fl.round import Clients, StateDict
+from c2m3_fl.round import Clients
 from c2m3_fl.symmetry import PermutationSpec
 
 _log = logging.getLogger(__name__)

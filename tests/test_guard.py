@@ -14,9 +14,9 @@ from c2m3_fl import ClientError, RepairError, aggregate, average
 from c2m3_fl.activations.calibration import CalibrationSet
 from c2m3_fl.activations.network import private_network
 from c2m3_fl.guard import CANDIDATES, Candidate, Score, best, score, target
+from c2m3_fl.layout import StateDict
 from c2m3_fl.matching import Identity, Iteration, Matching, MatchingProblem
 from c2m3_fl.predictions import PredictionReader, TaskName, find_task
-from c2m3_fl.round import StateDict
 from c2m3_fl.symmetry import PermutationSpec
 
 CPU = torch.device("cpu")

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from c2m3_fl.errors import ClientError, StructureError
-from c2m3_fl.round import Clients, examine, layout_of
+from c2m3_fl.layout import examine, layout_of
+from c2m3_fl.round import Clients
 
 
 def state(seed: int = 0) -> dict[str, Tensor]:

@@ -18,8 +18,9 @@ from c2m3_fl.activations import Moments, from_arrays
 from c2m3_fl.errors import ClientError, StructureError
 from c2m3_fl.federation.client import MOMENTS_KEY
 from c2m3_fl.federation.wire import Wire
+from c2m3_fl.layout import Client, Layout, StateDict, examine
 from c2m3_fl.plausibility import implausible
-from c2m3_fl.round import Client, Clients, Layout, StateDict, examine
+from c2m3_fl.round import Clients
 
 CLIENT_ID_KEY = "client-id"
 """Metric by which a client may name itself; it is used in the log and never averaged."""

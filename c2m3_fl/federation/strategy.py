@@ -29,13 +29,13 @@ from c2m3_fl.federation.metrics import MetricsAggregation, diagnostics, summaris
 from c2m3_fl.federation.momentum import ServerMomentum
 from c2m3_fl.federation.replies import Replies, Reply, ReplyReader, content_order, is_weight, leave_out
 from c2m3_fl.federation.wire import Wire
+from c2m3_fl.layout import StateDict, examine
 from c2m3_fl.matching import Matcher
 from c2m3_fl.merger import Merger
 from c2m3_fl.options import DEFAULTS, MergeOptions, Repair
 from c2m3_fl.predictions import Predictions, TaskName
 from c2m3_fl.repair.methods import BOUNDED
 from c2m3_fl.robust import Robust
-from c2m3_fl.round import StateDict, examine
 from c2m3_fl.session import REPAIRED, Aggregation
 from c2m3_fl.symmetry import PermutationSpec, SpecError, moved_share, shortcomings
 
