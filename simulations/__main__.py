@@ -7,6 +7,7 @@ import importlib
 import sys
 
 _MODULES = {
+    "counts": "simulations.experiments.matching.counts",
     "demo": "simulations.demo",
     "deploy": "simulations.engines.deployment",
     "server-data": "simulations.experiments.server_data.one_round",
