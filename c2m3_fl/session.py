@@ -298,7 +298,7 @@ class Session:
                 "or give targets"
             )
         started = time.perf_counter()
-        refitted = refit_classifier(self.network, merged, sites, self.data.batches, wanted.wanted)
+        refitted = refit_classifier(self.network, merged, sites, self.data.batches, wanted.wanted, doubt=wanted.doubt)
         self._spend("repair", started)
         return refitted
 

@@ -10,13 +10,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from c2m3_fl import ClientError, RepairError, aggregate, average
+from c2m3_fl import ClientError, OptionError, RepairError, aggregate, average
 from c2m3_fl.activations.calibration import CalibrationSet
 from c2m3_fl.activations.network import private_network
 from c2m3_fl.guard import CANDIDATES, Candidate, Score, best, score, target
 from c2m3_fl.layout import StateDict
-from c2m3_fl.matching import Identity, Iteration, Matching, MatchingProblem
+from c2m3_fl.matching import Identity, Iteration, Matching, MatchingProblem, RecordedActivationMatcher
+from c2m3_fl.merger import Merger
+from c2m3_fl.options import MergeOptions
 from c2m3_fl.predictions import PredictionReader, TaskName, find_task
+from c2m3_fl.round import Clients
 from c2m3_fl.symmetry import PermutationSpec
 
 CPU = torch.device("cpu")
@@ -246,3 +249,48 @@ def test_the_targets_doubt_protects_an_average_that_needs_no_matching(
     monkeypatch.setattr("c2m3_fl.session.best", watch)
     aggregate(network, clients, spec=SPEC, calibration=INPUTS, task="classification", device="cpu")
     assert (seen[0] > 0) is doubted
+
+
+def test_the_classifier_is_refitted_only_where_that_makes_sense() -> None:
+    def known(*, repair: str | None = "least-squares", **options: object) -> dict[str, Tensor]:
+        given = {"spec": SPEC, "calibration": INPUTS, "repair": repair, "device": "cpu"} | options
+        return aggregate(network, SHARED, **given).state_dict  # type: ignore[arg-type]
+
+    labels = outputs(SHARED[0]).argmax(1)
+    kept = known(calibration=[(INPUTS, labels)])
+    refitted = known(calibration=[(INPUTS, labels)], classifier="refit")
+    changed = {name for name in kept if not torch.equal(kept[name], refitted[name])}
+    assert changed <= {"4.weight", "4.bias"}
+    assert (outputs(refitted).argmax(1) == labels).sum() >= (outputs(kept).argmax(1) == labels).sum()
+    with pytest.raises(OptionError, match="needs a network that scores one of several classes"):
+        known(classifier="refit")
+    with pytest.raises(OptionError, match="needs calibration inputs"):
+        known(calibration=None, classifier="refit")
+
+
+def test_activations_enter_the_default_matching_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    shares: list[float] = []
+
+    class Watched(RecordedActivationMatcher):
+        def __post_init__(self) -> None:
+            shares.append(self.share)
+            super().__post_init__()
+
+    monkeypatch.setattr("c2m3_fl.session.RecordedActivationMatcher", Watched)
+    aggregate(network, OWN, spec=SPEC, calibration=INPUTS, device="cpu")
+    assert shares == [0.1]
+    aggregate(network, OWN, spec=SPEC, calibration=INPUTS, activations=0, device="cpu")
+    aggregate(network, OWN, spec=SPEC, calibration=INPUTS, matcher="coordinate-ascent", device="cpu")
+    aggregate(network, OWN, spec=SPEC, device="cpu")
+    assert shares == [0.1]
+
+
+def test_the_default_repair_depends_on_the_use() -> None:
+    once = aggregate(network, SHARED, spec=SPEC, calibration=INPUTS, guard=False, device="cpu")
+    named = aggregate(network, SHARED, spec=SPEC, calibration=INPUTS, guard=False, repair="least-squares", device="cpu")
+    assert equal(once.state_dict, named.state_dict)
+    merger = Merger.prepare(network, SPEC, INPUTS, MergeOptions(guard=False), trained_on=True)
+    bounded = MergeOptions(guard=False, repair="least-squares-bounded")
+    trained = Merger.prepare(network, SPEC, INPUTS, bounded).merge(Clients.of(SHARED))
+    assert equal(merger.merge(Clients.of(SHARED)).state_dict, trained.state_dict)
+    assert not equal(once.state_dict, trained.state_dict)
