@@ -29,10 +29,19 @@ Exit status: 0 done, 2 usage or bad input, 1 anything else. Set C2M3_DEBUG=1 for
 """
 
 
-@click.group(name="c2m3", epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    name="c2m3",
+    epilog=_EPILOG,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    invoke_without_command=True,
+    no_args_is_help=False,
+)
 @click.version_option(__version__, prog_name="c2m3")
-def commands() -> None:
+@click.pass_context
+def commands(context: click.Context) -> None:
     """Merge neural networks of one architecture: align their neurons, average them, repair the average."""
+    if context.invoked_subcommand is None:
+        raise click.UsageError(f"a command is missing: {', '.join(commands.commands)}", context)
 
 
 for _command in (merge_command, barrier_command, align_command, apply_command, compare_command, explain_command):
@@ -50,9 +59,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         status = commands.main(None if arguments is None else list(arguments), prog_name="c2m3", standalone_mode=False)
         return status if isinstance(status, int) else 0
-    except click.exceptions.NoArgsIsHelpError as error:
-        click.echo(error.format_message(), err=True)
-        return error.exit_code
     except click.ClickException as error:
         return _failed(error, error.exit_code, _words(error))
     except (click.Abort, KeyboardInterrupt) as error:

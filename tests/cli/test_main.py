@@ -24,7 +24,7 @@ def test_help_has_examples(command: str, capsys: pytest.CaptureFixture[str]) -> 
     assert f"c2m3 {command}" in capsys.readouterr().out.partition("Examples:")[2]
 
 
-@pytest.mark.parametrize("arguments", [["no-such-command"], ["merge"], ["merge", "--no-such-option"]])
+@pytest.mark.parametrize("arguments", [[], ["no-such-command"], ["merge"], ["merge", "--no-such-option"]])
 def test_usage_is_an_error_of_one_line(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(arguments) == 2
     captured = capsys.readouterr()
