@@ -1,16 +1,17 @@
 """What a server needs to go on after a crash, in one file that is replaced as a whole.
 
-The file is a NumPy archive without pickled objects: arrays under numbers, and one JSON document that names them and holds
-the rest. It is written beside the old one, flushed to the disk and moved over it, so at any moment there is one whole
-checkpoint, the old or the new.
+The file is in safetensors: the global network's tensors under their own names, for whoever wants to load them, those of the
+server's momentum under `VELOCITY`, and one JSON document in its metadata with the rest. It is written beside the old one,
+flushed to the disk and moved over it, so at any moment there is one whole checkpoint, the old or the new.
 """
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import random
-import zipfile
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,9 +19,14 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import safetensors
+import safetensors.numpy
 import torch
 
-_FORMAT, _VERSION = "c2m3-checkpoint", 2
+_FORMAT, _VERSION = "c2m3-checkpoint", 3
+
+VELOCITY = "c2m3.velocity."
+"""Prefix of the momentum's tensors."""
 
 Metrics = Mapping[str, Any]
 
@@ -50,6 +56,27 @@ class RandomState:
             cuda=tuple(state.numpy() for state in cuda),
         )
 
+    def document(self) -> dict[str, Any]:
+        """The state in JSON's types."""
+        return {
+            "python": self.python,
+            "numpy": [self.numpy[0], self.numpy[1].tolist(), *self.numpy[2:]],
+            "torch": base64.b64encode(self.torch.tobytes()).decode(),
+            "cuda": [base64.b64encode(state.tobytes()).decode() for state in self.cuda],
+        }
+
+    @classmethod
+    def of(cls, document: Mapping[str, Any]) -> RandomState:
+        """The state that `document` tells."""
+        kind, internal, *rest = document["numpy"]
+        version, words, gauss = document["python"]
+        return cls(
+            python=(version, tuple(words), gauss),
+            numpy=(kind, np.array(internal, dtype=np.uint32), *rest),
+            torch=np.frombuffer(base64.b64decode(document["torch"]), dtype=np.uint8),
+            cuda=tuple(np.frombuffer(base64.b64decode(state), dtype=np.uint8) for state in document["cuda"]),
+        )
+
     def restore(self) -> None:
         """Set the generators."""
         version, internal, gauss = self.python
@@ -77,6 +104,10 @@ class Checkpoint:
         Of the server's momentum; empty without.
     random_state
         The generators' state after the round.
+    options
+        By name, how the run merges.
+    best
+        The best round so far and its metric, if the best is kept.
     """
 
     round: int
@@ -85,35 +116,30 @@ class Checkpoint:
     evaluate_metrics: Mapping[int, Metrics] = field(default_factory=dict)
     velocity: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
     random_state: RandomState = field(default_factory=RandomState.capture)
+    options: Mapping[str, str] = field(default_factory=dict)
+    best: tuple[int, float] | None = None
 
     def write(self, path: Path) -> None:
-        """Write the file, whole or not at all."""
-        state = self.random_state
+        """Write the file, whole or not at all.
+
+        Raises
+        ------
+        OSError
+            If it cannot be written; nothing is left of it then, and an older file stays.
+        """
         document = {
             "format": _FORMAT,
             "version": _VERSION,
             "round": self.round,
-            "names": list(self.arrays),
-            "velocity": list(self.velocity),
             "train_metrics": {str(key): dict(value) for key, value in self.train_metrics.items()},
             "evaluate_metrics": {str(key): dict(value) for key, value in self.evaluate_metrics.items()},
-            "python": state.python,
-            "numpy": [state.numpy[0], *state.numpy[2:]],
-            "cuda": len(state.cuda),
+            "random_state": self.random_state.document(),
+            "options": dict(self.options),
+            "best": self.best,
+            "names": list(self.arrays),
         }
-        contents = {f"array-{index}": array for index, array in enumerate(self.arrays.values())}
-        contents |= {f"velocity-{index}": array for index, array in enumerate(self.velocity.values())}
-        contents |= {f"cuda-{index}": array for index, array in enumerate(state.cuda)}
-        contents |= {"torch": state.torch, "numpy": state.numpy[1]}
-        contents["document"] = np.frombuffer(json.dumps(document).encode(), dtype=np.uint8)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.partial")
-        with partial.open("wb") as file:
-            np.savez(file, allow_pickle=False, **contents)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-        _flush_directory(path.parent)
+        tensors = dict(self.arrays) | {f"{VELOCITY}{name}": array for name, array in self.velocity.items()}
+        write_whole(path, tensors, {_FORMAT: json.dumps(document)})
 
     @classmethod
     def read(cls, path: str | Path) -> Checkpoint:
@@ -126,35 +152,56 @@ class Checkpoint:
         CheckpointError
             If it is damaged, or no checkpoint of this version.
         """
-        try:
-            with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as archive:
-                document = json.loads(bytes(archive["document"]).decode())
-                if (document["format"], document["version"]) != (_FORMAT, _VERSION):
-                    raise CheckpointError(f"{path} has version {document['version']}; this release reads {_VERSION}")
-                version, internal, gauss = document["python"]
-                kind, *rest = document["numpy"]
-                state = RandomState(
-                    python=(version, tuple(internal), gauss),
-                    numpy=(kind, archive["numpy"], *rest),
-                    torch=archive["torch"],
-                    cuda=tuple(archive[f"cuda-{index}"] for index in range(document["cuda"])),
+        with Path(path).open("rb") as file:
+            if file.read(4) == b"PK\x03\x04":
+                raise CheckpointError(
+                    f"{path} is a checkpoint of an earlier release, which this one cannot read: finish that run with the "
+                    "release that began it, or move the file away to start from the first round"
                 )
-                arrays = {name: archive[f"array-{index}"] for index, name in enumerate(document["names"])}
-                velocity = {name: archive[f"velocity-{index}"] for index, name in enumerate(document["velocity"])}
-        except (KeyError, TypeError, EOFError, zipfile.BadZipFile, ValueError) as error:
+        try:
+            with safetensors.safe_open(str(path), framework="numpy") as opened:
+                document = json.loads((opened.metadata() or {})[_FORMAT])
+                if document["version"] != _VERSION:
+                    raise CheckpointError(f"{path} has version {document['version']}; this release reads {_VERSION}")
+                arrays = {name: opened.get_tensor(name) for name in document["names"]}
+                velocity = {
+                    name.removeprefix(VELOCITY): opened.get_tensor(name)
+                    for name in opened.keys()  # noqa: SIM118  # it is no mapping
+                    if name.startswith(VELOCITY) and name not in arrays
+                }
+            return cls(
+                round=document["round"],
+                arrays=arrays,
+                train_metrics={int(key): value for key, value in document["train_metrics"].items()},
+                evaluate_metrics={int(key): value for key, value in document["evaluate_metrics"].items()},
+                velocity=velocity,
+                random_state=RandomState.of(document["random_state"]),
+                options=document["options"],
+                best=None if document["best"] is None else (document["best"][0], document["best"][1]),
+            )
+        except (KeyError, TypeError, ValueError, OSError, safetensors.SafetensorError) as error:
             if isinstance(error, CheckpointError):
                 raise
             raise CheckpointError(
                 f"{path} is damaged or no checkpoint ({error}); move it away to start from the first round"
             ) from error
-        return cls(
-            round=document["round"],
-            arrays=arrays,
-            train_metrics={int(key): value for key, value in document["train_metrics"].items()},
-            evaluate_metrics={int(key): value for key, value in document["evaluate_metrics"].items()},
-            velocity=velocity,
-            random_state=state,
-        )
+
+
+def write_whole(path: Path, tensors: Mapping[str, npt.NDArray[Any]], metadata: dict[str, str]) -> None:
+    """Write a file of safetensors, whole or not at all, by way of a file of its own beside it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    contiguous = {name: np.asarray(array, order="C") for name, array in tensors.items()}
+    descriptor, partial = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(safetensors.numpy.save(contiguous, metadata))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except BaseException:
+        Path(partial).unlink(missing_ok=True)
+        raise
+    _flush_directory(path.parent)
 
 
 def _flush_directory(directory: Path) -> None:

@@ -8,14 +8,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from logging import ERROR, INFO, WARNING
 from pathlib import Path
-from typing import Literal, NoReturn, get_args
+from typing import Any, Literal, NoReturn, get_args
 
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.common import log
 from flwr.serverapp import Grid
 from flwr.serverapp.exception import AggregationError, InconsistentMessageReplies
-from flwr.serverapp.strategy import FedAvg
+from flwr.serverapp.strategy import FedAvg, Result
 
 from c2m3_fl.activations import RepairError
 from c2m3_fl.activations.calibration import Calibration
@@ -25,6 +25,7 @@ from c2m3_fl.federation import private
 from c2m3_fl.federation.checkpoint import Checkpoint, CheckpointError
 from c2m3_fl.federation.client import request_moments
 from c2m3_fl.federation.exchange import measured, repair_by_clients
+from c2m3_fl.federation.journal import Journal, described
 from c2m3_fl.federation.metrics import MetricsAggregation, diagnostics, summarised
 from c2m3_fl.federation.momentum import ServerMomentum
 from c2m3_fl.federation.replies import Replies, Reply, ReplyReader, content_order, is_weight, leave_out
@@ -84,7 +85,11 @@ class C2M3(FedAvg):
         clients that train from the broadcast in every round. Where neurons are mapped elsewhere it starts afresh, and the
         guard judges the network without it.
     checkpoint : str or Path, optional
-        File in which each whole round is written down; see `resume`.
+        File in which each whole round is written down, in safetensors; see `resume`. It is tried out here.
+    keep_best : str, optional
+        Name of an aggregated metric of the clients' evaluation (or training) by which the best round's network is kept
+        besides the last, in a file ``NAME.best.safetensors`` beside it: the largest; with a minus before it, such as
+        ``"-loss"``, the smallest.
     max_lost_rounds : int (default: 3)
         So many rounds in a row that give no global model end the run.
 
@@ -144,6 +149,7 @@ class C2M3(FedAvg):
         exchange_timeout: float | None = None,
         server_momentum: float = 0.0,
         checkpoint: str | Path | None = None,
+        keep_best: str | None = None,
         max_lost_rounds: int = 3,
     ) -> None:
         super().__init__(
@@ -186,7 +192,9 @@ class C2M3(FedAvg):
         self._wire = Wire({name: name for name in state})
         self._parameters = frozenset(name for name, value in state.items() if isinstance(value, torch.nn.Parameter))
         self.momentum = ServerMomentum(server_momentum, [name for name, value in state.items() if value.requires_grad])
-        self.checkpoint = None if checkpoint is None else Path(checkpoint)
+        self._journal = None if checkpoint is None else self._opened(Path(checkpoint), keep_best)
+        if keep_best is not None and checkpoint is None:
+            raise OptionError("keep_best needs checkpoint=FILE, beside which the best round is kept")
         self._grid: Grid | None = None
         self._broadcast: ArrayRecord | None = None
         self._asked = 0
@@ -209,7 +217,30 @@ class C2M3(FedAvg):
     def _clients_measure(self) -> bool:
         return self.moments_from == "clients"
 
-    def resume(self, initial_arrays: ArrayRecord) -> tuple[ArrayRecord, int]:
+    @property
+    def checkpoint(self) -> Path | None:
+        """The file in which rounds are written down."""
+        return None if self._journal is None else self._journal.path
+
+    def _opened(self, path: Path, keep_best: str | None) -> Journal:
+        state = self.merger.module.state_dict()
+        more = {"moments_from": self.moments_from, "exchanges": self.exchanges, "server_momentum": self.momentum.factor}
+        journal = Journal(path, described(self.options, self.merger.module, **more), keep_best)
+        journal.try_out(sum(tensor.nbytes for tensor in state.values()))
+        return journal
+
+    def start(self, *args: Any, **kwargs: Any) -> Result:
+        """As FedAvg's; where no round is left to do, or all were lost, the result's arrays are those it was given."""
+        try:
+            result = super().start(*args, **kwargs)
+        finally:
+            if self._journal is not None:
+                self._journal.release()
+        if not result.arrays:
+            result.arrays = kwargs["initial_arrays"] if "initial_arrays" in kwargs else args[1]
+        return result
+
+    def resume(self, initial_arrays: ArrayRecord, *, accept_changes: bool = False) -> tuple[ArrayRecord, int]:
         """Go on where the checkpoint ends, or begin.
 
         Call it once, before `start`, with the arrays of a fresh start. It restores the global random generators of
@@ -225,6 +256,8 @@ class C2M3(FedAvg):
         ----------
         initial_arrays
             What to begin with if there is no checkpoint.
+        accept_changes
+            Whether to go on although the checkpoint's run had other options.
 
         Returns
         -------
@@ -238,14 +271,15 @@ class C2M3(FedAvg):
         ValueError
             If the strategy was built without a checkpoint.
         CheckpointError
-            If the file is damaged, or another model's.
+            If the file is damaged, another model's, of a run with other options, or held by a run that is going on.
         """
-        if self.checkpoint is None:
+        if self._journal is None:
             raise ValueError("there is nothing to resume from: build the strategy with checkpoint=FILE")
         self._resumed = True
-        if not self.checkpoint.exists():
+        self._journal.hold()
+        if not self._journal.path.exists():
             return initial_arrays, 0
-        saved = Checkpoint.read(self.checkpoint)
+        saved = self._journal.read(accept_changes=accept_changes)
         arrays = ArrayRecord({name: Array(array) for name, array in saved.arrays.items()})
         try:
             self._adopt(arrays)
@@ -307,10 +341,12 @@ class C2M3(FedAvg):
         CheckpointError
             If the checkpoint holds an earlier run that was not resumed.
         """
-        if self.checkpoint is not None and not self._resumed and self.checkpoint.exists():
-            raise CheckpointError(
-                f"{self.checkpoint} holds an earlier run: call resume() to go on with it, or move it away"
-            )
+        if self._journal is not None:
+            self._journal.hold()
+            if not self._resumed and self._journal.path.exists():
+                raise CheckpointError(
+                    f"{self.checkpoint} holds an earlier run: call resume() to go on with it, or move it away"
+                )
         self._resumed = True
         self._adopt(arrays)
         self._grid, self._broadcast = grid, arrays
@@ -483,10 +519,10 @@ class C2M3(FedAvg):
         metrics = self._evaluation(list(replies))
         if metrics is not None:
             self.evaluate_metrics[server_round] = dict(metrics)
-        if self.checkpoint is not None and self._broadcast is not None:
+        if self._journal is not None and self._broadcast is not None:
             arrays = {name: array.numpy() for name, array in self._broadcast.items()}
             velocity = {name: tensor.numpy() for name, tensor in self.momentum.velocity.items()}
-            Checkpoint(server_round, arrays, self.train_metrics, self.evaluate_metrics, velocity).write(self.checkpoint)
+            self._journal.write(Checkpoint(server_round, arrays, self.train_metrics, self.evaluate_metrics, velocity))
         return metrics
 
     def _evaluation(self, received: list[Message]) -> MetricRecord | None:

@@ -9,7 +9,7 @@ from clients.settings import SettingsError
 from simulations.app.records import write_json
 from simulations.app.settings import SimulationSettings
 
-_STATE, _CONFIG = "c2m3.npz", "run-config.json"
+_STATE, _CONFIG = "c2m3.safetensors", "run-config.json"
 # A run may go on for longer, with data that have moved, on another machine; all else is another run.
 _MAY_CHANGE = frozenset(
     (

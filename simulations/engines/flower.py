@@ -22,12 +22,12 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
-from simulations.engines.processes import descendants, kill
+from simulations.engines.processes import descendants, kill, unwinding
 
 BIN = Path(sys.executable).parent
 SUPERLINK = "engine"
@@ -80,7 +80,20 @@ class Engine(ABC):
         self._on_log = on_log
 
     def __enter__(self) -> Self:
-        self._folder = Path(tempfile.mkdtemp(prefix="c2m3-engine-"))
+        self._stack = ExitStack()
+        self._stack.enter_context(unwinding())
+        try:
+            self._folder = Path(tempfile.mkdtemp(prefix="c2m3-engine-"))
+            self._stack.callback(shutil.rmtree, self._folder, ignore_errors=True)  # keys lie there, too
+            self._begin()
+            self._stack.callback(self._stop)
+        except BaseException:
+            self._stack.close()
+            raise
+        return self
+
+    def _begin(self) -> None:
+        """Start the SuperLink and wait for it."""
         self._home, self._cwd = self._folder / "home", self._folder / "cwd"
         self._home.mkdir()
         self._cwd.mkdir()
@@ -119,7 +132,6 @@ class Engine(ABC):
         except BaseException:
             self._stop()
             raise
-        return self
 
     @abstractmethod
     def _superlink_options(self) -> list[str]:
@@ -140,7 +152,7 @@ class Engine(ABC):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._stop()
+        self._stack.close()
 
     def _await_port(self, port: int) -> None:
         deadline = time.monotonic() + _START_TIMEOUT_S
@@ -165,7 +177,6 @@ class Engine(ABC):
         finally:  # also for those who press Ctrl-C twice
             kill(family)
             self._superlink.wait()
-        shutil.rmtree(self._folder, ignore_errors=True)
 
     def _run(self, run_config: Mapping[str, Any], timeout: float, *options: str) -> None:
         """Run the app to its end, with options of ``flwr run``."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import random
 import sys
 import time
@@ -155,16 +156,15 @@ def _stop_while_writing(phase: str) -> None:
 
         c2m3_fl.federation.checkpoint.os.fsync = fsync
     if phase == "half-written":
-        write = c2m3_fl.federation.checkpoint.np.savez
+        replace = c2m3_fl.federation.checkpoint.os.replace
 
-        def savez(file: Any, **contents: Any) -> None:
+        def half(partial: str, path: Path) -> None:
             if _now["round"] == STOP_IN_ROUND:
-                file.write(b"PK\x03\x04 half a file")
-                file.flush()
+                os.truncate(partial, 1000)
             pause("half-written")
-            write(file, **contents)
+            replace(partial, path)
 
-        c2m3_fl.federation.checkpoint.np.savez = savez  # type: ignore[assignment]
+        c2m3_fl.federation.checkpoint.os.replace = half  # type: ignore[assignment]
 
 
 if __name__ == "__main__":

@@ -3,7 +3,11 @@
 import json
 import os
 import re
+import signal
 import stat
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -18,6 +22,9 @@ from cryptography.hazmat.primitives.serialization import (
 
 from simulations.engines.credentials import Credentials
 from simulations.engines.deployment import demonstrate
+from simulations.engines.processes import descendants
+
+ROOT = Path(__file__).parents[3]
 
 
 def test_the_server_is_vouched_for_by_the_authority_and_nobody_else(tmp_path: Path) -> None:
@@ -62,3 +69,29 @@ def test_training_survives_a_node_that_is_killed_while_it_works(tmp_path: Path) 
     for pid in (*killed[1].split(", "), superlink[1]):
         with pytest.raises(ProcessLookupError):
             os.kill(int(pid), 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("nodes", [0, 1], ids=["while it starts", "with a node"])
+def test_a_signal_to_end_leaves_neither_processes_nor_keys(nodes: int, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "simulations", "deploy", "--nodes", "2", "--output", str(tmp_path / "results")]
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL) as process:
+        try:
+            deadline = time.monotonic() + 120
+            wanted = f"c2m3-engine-*/node-{nodes - 1}.log" if nodes else "c2m3-engine-*/superlink.log"
+            while not list(tmp_path.glob(wanted)):
+                assert process.poll() is None
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+            family = descendants(process.pid)
+            assert family
+            process.terminate()
+            assert process.wait(60) == 128 + signal.SIGTERM
+        finally:
+            process.kill()
+    assert not list(tmp_path.glob("c2m3-engine-*"))
+    deadline = time.monotonic() + 10  # the system may need a moment to bury them
+    while living := [pid for pid in family if Path(f"/proc/{pid}").exists()]:
+        assert time.monotonic() < deadline, living
+        time.sleep(0.1)
