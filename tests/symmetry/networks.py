@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from benchmarks.architectures import Decoder
+from benchmarks.zoo.written import Decoder
 
 
 @dataclass(frozen=True)
