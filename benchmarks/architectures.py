@@ -1,6 +1,6 @@
 """Permutation groups of well-known networks, found by tracing: makes ``docs/architectures.md``.
 
-Run ``python -m benchmarks architectures``; names of networks as arguments limit it to those and print their rows only.
+Run ``python -m benchmarks.architectures``; names of networks as arguments limit it to those and print their rows only.
 With ``--rows FILE``, rows that the file holds are not measured again, so that a run can be gone on with.
 """
 
@@ -136,7 +136,7 @@ def table(rows: Sequence[Row]) -> str:
 
 _TEXT = """# Architectures
 
-<!-- Made by `python -m benchmarks architectures`; tests compare it with what tracing finds. -->
+<!-- Made by `python -m benchmarks.architectures`; tests compare it with what tracing finds. -->
 
 Permutation groups that `PermutationSpec.from_module` finds in {number} networks at random weights: torchvision's, Hugging
 Face's and timm's, built from their configurations without any download, and some written in `benchmarks/zoo/written.py`.
@@ -202,7 +202,7 @@ def _known(file: Path | None) -> dict[str, Row]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, show progress, and write the page."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks architectures", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.architectures", description=__doc__)
     parser.add_argument("networks", nargs="*", metavar="NETWORK", help=f"some of: {', '.join(ARCHITECTURES)}")
     parser.add_argument(
         "--rows", type=Path, metavar="FILE", help="file of rows measured so far, which this run adds to"
