@@ -172,8 +172,8 @@ What moves less than it could:
 
 Random networks out of 53 kinds of steps (`tests/symmetry/random_networks.py`, `random_operations.py`) are traced without
 proof, then all their groups are permuted at once: no output may change.
-`python -m pytest -m slow -k ten_thousand tests/symmetry/test_random_networks.py` draws 10,000 of them; a few run in every
-test.{random}
+`python -m pytest -m slow -k ten_thousand tests/symmetry/test_random_networks.py` draws 10,000 of them, in twenty
+parts of 500; a few run in every test. Measured so far: the first three parts, 1,500 networks, no wrong group (2-core CPU).
 
 Made with {versions}, {machine}.
 """

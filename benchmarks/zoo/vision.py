@@ -23,10 +23,6 @@ def _segmentation(family: str, name: str) -> Architecture:
     return Architecture(family, partial(_make, name), images(2, 3, 128, 128), None, images(2, 3, 64, 64))
 
 
-def _video(family: str, name: str) -> Architecture:
-    return Architecture(family, partial(_make, name), images(1, 3, 8, 64, 64), None, images(1, 3, 4, 32, 32))
-
-
 def _make(name: str) -> nn.Module:
     options: dict[str, Any] = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
     if name in _BACKBONES:
@@ -56,7 +52,7 @@ def _small_maxvit() -> nn.Module:
     return network
 
 
-_BACKBONES = ("deeplabv3_mobilenet_v3_large", "fcn_resnet50", "lraspp_mobilenet_v3_large")
+_BACKBONES = ("deeplabv3_mobilenet_v3_large", "lraspp_mobilenet_v3_large")
 _INCEPTION = images(2, 3, 299, 299)
 VISION: Table = {
     "alexnet": _vision("AlexNet", "alexnet"),
@@ -84,9 +80,6 @@ VISION: Table = {
     "swin_t": Architecture("Swin", partial(_make, "swin_t"), _IMAGE, partial(_small_swin, 1), _SMALL),
     "swin_v2_t": Architecture("Swin v2", partial(_make, "swin_v2_t"), _IMAGE, partial(_small_swin, 2), _SMALL),
     "maxvit_t": Architecture("MaxViT", partial(_make, "maxvit_t"), _IMAGE, _small_maxvit, _SMALL),
-    "fcn_resnet50": _segmentation("FCN, segmentation", "fcn_resnet50"),
     "deeplabv3_mobilenet": _segmentation("DeepLab v3, segmentation", "deeplabv3_mobilenet_v3_large"),
     "lraspp_mobilenet": _segmentation("LR-ASPP, segmentation", "lraspp_mobilenet_v3_large"),
-    "r3d_18": _video("ResNet 3D, video", "r3d_18"),
-    "r2plus1d_18": _video("R(2+1)D, video", "r2plus1d_18"),
 }
