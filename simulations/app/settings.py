@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import get_args
 
 from c2m3_fl.federation.strategy import MomentsFrom
-from c2m3_fl.repair.sequential import Method
+from c2m3_fl.options import DEFAULTS
+from c2m3_fl.predictions import TaskName
+from c2m3_fl.repair.methods import Method
 from c2m3_fl.robust import Robust
 from clients.settings import ClientSettings, SettingsError, option
 
@@ -41,11 +43,13 @@ class SimulationSettings(ClientSettings):
     min_clients: int = option(0, least=0)
     fraction_train: float = option(1.0, above=0, most=1)
     fraction_evaluate: float = option(1.0, least=0, most=1)
-    matcher: str = option("default", choices=("default", "frank-wolfe", "identity"))
-    repair: str = option("repair-bounded", choices=get_args(Method))
-    guard: bool = True
-    robust: str = option("no", choices=("no", *get_args(Robust)))
-    group_size: int = option(0, least=0)
+    matcher: str = option(DEFAULTS.matcher, choices=("default", "frank-wolfe", "identity"))
+    activations: float = option(DEFAULTS.activations, least=0)
+    repair: str = option(DEFAULTS.repair, choices=("auto", *get_args(Method)))
+    guard: bool = DEFAULTS.guard
+    robust: str = option(DEFAULTS.robust or "no", choices=("no", *get_args(Robust)))
+    group_size: int = option(DEFAULTS.group_size or 0, least=0)
+    task: str = option(DEFAULTS.task or "auto", choices=("auto", *get_args(TaskName)))
     moments_from: str = option("server", choices=get_args(MomentsFrom))
     proximal_mu: float = option(0.1, above=0)
     server_learning_rate: float = option(0.0, least=0)

@@ -28,7 +28,8 @@ from torch import Tensor
 from c2m3_fl import C2M3, PermutationSpec
 from c2m3_fl.federation import private
 from c2m3_fl.federation.strategy import MomentsFrom
-from c2m3_fl.repair.sequential import Method
+from c2m3_fl.options import Repair
+from c2m3_fl.predictions import TaskName
 from c2m3_fl.robust import Robust
 from clients.data import load_data
 from simulations.app.central import TestSet, global_model
@@ -68,7 +69,7 @@ def _c2m3(
     sampling: Mapping[str, Any],
     checkpoint: Path | None,
     *,
-    repair: Method | None,
+    repair: Repair | None,
     server_momentum: float = 0.0,
 ) -> C2M3:
     network = global_model(settings)
@@ -81,9 +82,11 @@ def _c2m3(
         spec=PermutationSpec.from_module(network, example),
         matcher=settings.matcher,
         repair=repair,
+        activations=settings.activations,
         guard=settings.guard,
         robust=None if settings.robust == "no" else cast(Robust, settings.robust),
         group_size=settings.group_size or None,
+        task=None if settings.task == "auto" else cast(TaskName, settings.task),
         moments_from=cast(MomentsFrom, settings.moments_from),
         server_momentum=server_momentum,
         checkpoint=checkpoint,
@@ -123,9 +126,9 @@ def build_strategy(
     sampling = _sampling(settings, num_clients)
     c2m3 = partial(_c2m3, settings, calibration, sampling, checkpoint)
     factories: dict[str, Callable[[], Strategy]] = {
-        "c2m3": partial(c2m3, repair=cast(Method, settings.repair)),
+        "c2m3": partial(c2m3, repair=cast(Repair, settings.repair)),
         "c2m3-align": partial(c2m3, repair=None),
-        "c2m3-momentum": partial(c2m3, repair=cast(Method, settings.repair), server_momentum=settings.server_momentum),
+        "c2m3-momentum": partial(c2m3, repair=cast(Repair, settings.repair), server_momentum=settings.server_momentum),
         "fedavg": partial(FedAvg, **sampling),
         "fedprox": partial(FedProx, proximal_mu=settings.proximal_mu, **sampling),
         "fedavgm": partial(

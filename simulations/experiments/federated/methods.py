@@ -30,7 +30,9 @@ METHODS: dict[str, Method] = {
     "fedavg": Method("FedAvg", "#d9534f", {"strategy": "fedavg"}),
     "fedavg-repair": Method("FedAvg + REPAIR", "#d9822b", {"strategy": "c2m3", "matcher": "identity", "guard": False}),
     "fedavg-bounded": Method(
-        "FedAvg + bounded REPAIR", "#d9822b", {"strategy": "c2m3", "matcher": "identity", "guard": False}
+        "FedAvg + bounded REPAIR",
+        "#d9822b",
+        {"strategy": "c2m3", "matcher": "identity", "guard": False, "repair": "repair-bounded"},
     ),
     "c2m3-align": Method("C2M3, no REPAIR", "#7fb2dd", {"strategy": "c2m3-align", "guard": False}),
     "c2m3-repair": Method("C2M3 + REPAIR", "#5b9bd5", {"strategy": "c2m3", "guard": False}),
