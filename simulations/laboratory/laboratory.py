@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any, Literal
@@ -106,14 +106,15 @@ class Bench:
             device=self.device,
         )
 
-    def stages(self, mapped: Sequence[Network]) -> dict[str, dict[str, float]]:
-        """Quality of the average of mapped networks, by stage of `STAGES`."""
+    def stages(self, mapped: Sequence[Network], wanted: Container[str] = STAGES) -> dict[str, dict[str, float]]:
+        """Quality of the average of mapped networks, by stage of `STAGES`, or by those that are wanted."""
         merged = average(mapped)
-        return {
-            "average": self.quality(merged),
-            "repaired": self.quality(self.repaired(merged, mapped)),
-            "refitted": self.quality(self.repaired(merged, mapped, method="least-squares")),
+        stages: dict[str, Callable[[], Network]] = {
+            "average": lambda: merged,
+            "repaired": lambda: self.repaired(merged, mapped),
+            "refitted": lambda: self.repaired(merged, mapped, method="least-squares"),
         }
+        return {stage: self.quality(network()) for stage, network in stages.items() if stage in wanted}
 
 
 @dataclass(frozen=True, eq=False)

@@ -40,11 +40,11 @@ def cells(laboratory: Laboratory) -> Iterator[Cell]:
 
 def _joint(group: Group, subset: tuple[int, ...], matcher: str) -> Mapping[str, Any]:
     mapped = group.merge(matcher).mapped
-    return group.bench.stages([mapped[model] for model in subset])
+    return group.bench.stages([mapped[model] for model in subset], _STAGES)
 
 
 def _separate(group: Group, subset: tuple[int, ...], matcher: str) -> Mapping[str, Any]:
-    return group.bench.stages(group.merge(matcher, subset).mapped)
+    return group.bench.stages(group.merge(matcher, subset).mapped, _STAGES)
 
 
 def _accuracies(records: Sequence[Record], stage: str, **about: object) -> list[float]:
