@@ -19,6 +19,8 @@ from c2m3_fl.repair.methods import Treatment
 
 _log = logging.getLogger(__name__)
 
+_RIDGE_BEFORE_NORM = 1.0
+
 
 @dataclass(frozen=True)
 class Fit:
@@ -94,8 +96,15 @@ def plan(
         goals,
         largest(recording.norms for recording in recordings) if how.bounded else {},
         fits,
-        how.ridge or 0.0,
+        _ridge(how, sites),
     )
+
+
+def _ridge(how: Treatment, sites: Sequence[Site]) -> float:
+    """More for networks with BatchNorm that are trained on: a small one fell below REPAIR at a tenth of it."""
+    if how.ridge is None:
+        return 0.0
+    return max(how.ridge, _RIDGE_BEFORE_NORM) if how.bounded and any(site.normalised for site in sites) else how.ridge
 
 
 def _fits(
