@@ -111,9 +111,10 @@ def votes(predictions: Sequence[Sequence[Tensor]]) -> Tensor:
     Returns
     -------
     Tensor
-        LongTensor of shape ``(clients, examples)``; of no examples, where outputs are no scores of classes.
+        LongTensor of shape ``(clients, examples)``; of no examples, where outputs are no scores of classes or were not
+        read.
     """
-    if not all(each.dim() == 2 and each.shape[1] > 1 for own in predictions for each in own):
+    if not all(own and all(each.dim() == 2 and each.shape[1] > 1 for each in own) for own in predictions):
         return torch.zeros((len(predictions), 0), dtype=torch.long)
     return torch.stack([torch.cat([each.argmax(1) for each in own]) for own in predictions]).cpu()
 
