@@ -1,5 +1,7 @@
 """The Flower ClientApp: one client's share of the data, trained on and evaluated.
 
+Its data are its share of the run's data set, or its own, if the node's config names a file by ``data``.
+
 The app keeps nothing between messages. What a client does follows from the run config, from the number of its partition
 and from the round, so that a run can be repeated, and a client may be served by any process.
 """
@@ -15,7 +17,7 @@ from flwr.clientapp import ClientApp
 from torch import Tensor, nn
 
 from c2m3_fl.federation.client import MOMENTS_QUERY, answer_moments, attach_moments
-from clients.data import DataError, Split, load_data
+from clients.data import DataError, Split, load_data, load_own
 from clients.models import Norm, build_model
 from clients.partition import hold_out, partition_indices
 from clients.settings import ClientSettings
@@ -55,11 +57,16 @@ def client_indices(settings: ClientSettings, num_partitions: int, partition_id: 
     pool = hold_out(len(labels), settings.calibration_size, settings.seed).pool
     pool = pool[: settings.train_size or None]
     mine = pool[partition_indices(labels[pool], settings, num_partitions, partition_id)]
+    return _split(mine, settings, partition_id)
+
+
+def _split(mine: Tensor, settings: ClientSettings, partition_id: int) -> tuple[Tensor, Tensor]:
+    """A client's examples in an order of its own, cut into those to train on and those to evaluate on."""
     seed = derive_seed(settings.seed, partition_id, _FOR_VALIDATION)
     mine = mine[torch.randperm(len(mine), generator=torch.Generator().manual_seed(seed))]
     held = int(len(mine) * settings.validation_fraction)
     if held == len(mine):
-        raise DataError(f"Client {partition_id} of {num_partitions} holds no training example.")
+        raise DataError(f"Client {partition_id} holds no training example.")
     return mine[held:], mine[:held]
 
 
@@ -69,7 +76,8 @@ class _Job:
     def __init__(self, message: Message, context: Context) -> None:
         self.settings = ClientSettings.parse(context.run_config)
         self.partition_id = int(context.node_config["partition-id"])
-        self.num_partitions = int(context.node_config["num-partitions"])
+        self.own = context.node_config.get("data")
+        self.num_partitions = 0 if self.own else int(context.node_config["num-partitions"])
         self.arrays = cast(ArrayRecord, message.content[ARRAYS])
         self.config = cast(ConfigRecord, message.content[CONFIG])
         self.round = cast(int, self.config["server-round"])
@@ -77,6 +85,9 @@ class _Job:
 
     def split(self, *, validation: bool) -> Split:
         data = load_data(self.settings.dataset, self.settings.data_dir, self.settings.download)
+        if self.own:
+            own = load_own(str(self.own), data)
+            return own.select(_split(torch.arange(len(own)), self.settings, self.partition_id)[validation])
         return data.train.select(client_indices(self.settings, self.num_partitions, self.partition_id)[validation])
 
     def measured_inputs(self) -> list[Tensor]:

@@ -7,7 +7,7 @@ deviation of the training images.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -132,11 +132,15 @@ def _emnist_letters(root: Path, download: bool) -> _Arrays:
 def _npz(path: Path) -> _Arrays:
     if not path.is_file():
         raise DataError(f"There is no file {path}. Set data-dir to the folder that holds it, or give its full path.")
+    return _Arrays(*_read(path, _NPZ_KEYS))
+
+
+def _read(path: Path, keys: Sequence[str]) -> list[np.ndarray[Any, Any]]:
     with np.load(path, allow_pickle=False) as archive:
-        missing = [key for key in _NPZ_KEYS if key not in archive.files]
+        missing = [key for key in keys if key not in archive.files]
         if missing:
             raise DataError(f"{path} lacks the arrays {', '.join(missing)}; it has {', '.join(archive.files)}.")
-        return _Arrays(*(archive[key] for key in _NPZ_KEYS))
+        return [archive[key] for key in keys]
 
 
 _SOURCES: dict[str, Callable[[Path, bool], _Arrays]] = {
@@ -152,10 +156,15 @@ DATASETS = tuple(_SOURCES)
 
 
 def _as_images(array: np.ndarray[Any, Any], where: str) -> Tensor:
+    if array.ndim == 2:  # a table: each feature is a channel of one position, so that each has a scale of its own
+        array = array[:, None, None, :]
     if array.ndim == 3:
         array = array[..., None]
     if array.ndim != 4 or 0 in array.shape:
-        raise DataError(f"{where} must hold images (N, H, W) or (N, H, W, C), not an array of shape {array.shape}.")
+        raise DataError(
+            f"{where} must hold images (N, H, W) or (N, H, W, C), or rows of features (N, F), not an array of shape "
+            f"{array.shape}."
+        )
     if array.dtype != np.uint8:
         array = array.astype(np.float32)
         if not np.isfinite(array).all():
@@ -189,7 +198,8 @@ def load_data(name: str, data_dir: str = "data", download: bool = False) -> Imag
         ``"digits"`` (1,797 real handwritten digits of 8x8 pixels that ship with scikit-learn; one fifth, stratified,
         is the test set), ``"mnist"``, ``"fashion-mnist"``, ``"emnist-letters"``, ``"cifar10"``, ``"cifar100"``
         (torchvision's), or ``"FILE.npz"`` with arrays ``x_train, y_train, x_test, y_test``: images (N, H, W) or
-        (N, H, W, C), integer labels from 0.
+        (N, H, W, C), or rows of features (N, F), which are read as images of F channels and one pixel; integer labels
+        from 0.
     data_dir
         Folder in which torchvision's data sets, or the ``.npz`` file unless its path is absolute, are looked for.
     download
@@ -227,3 +237,37 @@ def load_data(name: str, data_dir: str = "data", download: bool = False) -> Imag
         test=Split(x_test, y_test, mean, std),
         num_classes=int(max(y_train.max(), y_test.max())) + 1,
     )
+
+
+@lru_cache(maxsize=4)
+def load_own(file: str, data: ImageData) -> Split:
+    """A node's own examples, which take the place of a partition.
+
+    Parameters
+    ----------
+    file
+        Full path of an ``.npz`` with arrays ``x`` and ``y``, in the form of the run's data set.
+    data
+        The run's data set: its network and its normalisation are those of all clients.
+
+    Raises
+    ------
+    DataError
+        If there is no such file, or if its examples are of another form than the data set's.
+    """
+    path = Path(file).expanduser()
+    if not path.is_absolute():
+        raise DataError(f"The node's config names its data by {file!r}; give the full path.")
+    if not path.is_file():
+        raise DataError(f"The node's config names its data by {file!r}, where there is no file.")
+    x, y = _read(path, ("x", "y"))
+    images, train = _as_images(x, f"{file}: x"), data.train
+    if images.shape[1:] != train.images.shape[1:] or images.dtype != train.images.dtype:
+        raise DataError(
+            f"{file}: examples of shape {tuple(images.shape[1:])} and {images.dtype}, but {data.name} has "
+            f"{tuple(train.images.shape[1:])} of {train.images.dtype}."
+        )
+    labels = _as_labels(y, len(images), f"{file}: y")
+    if int(labels.max()) >= data.num_classes:
+        raise DataError(f"{file}: y holds class {int(labels.max())}; {data.name} has {data.num_classes} classes.")
+    return Split(images, labels, train.mean, train.std)

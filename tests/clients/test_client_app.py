@@ -1,8 +1,10 @@
 """The ClientApp, called as Flower calls it."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
@@ -126,3 +128,21 @@ def test_without_validation_examples_moments_are_of_training_examples() -> None:
     record = ask("query.c2m3_moments", settings, 0, 1)["c2m3-moments"]
     assert isinstance(record, ArrayRecord)
     assert record["output.count"].numpy() == len(client_indices(settings, CLIENTS, 0)[0])
+
+
+def test_a_client_trains_on_what_its_nodes_config_names(tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 17, (40, 8, 8)).astype(np.uint8)
+    np.savez(tmp_path / "own.npz", x=images, y=np.arange(40) % 10)
+    content = RecordDict(
+        {"arrays": ArrayRecord(global_model(QUICK).state_dict()), "config": ConfigRecord({"server-round": 1})}
+    )
+    context = Context(
+        run_id=1,
+        node_id=10,
+        node_config={"partition-id": 0, "data": str(tmp_path / "own.npz")},
+        state=RecordDict(),
+        run_config=QUICK.run_config(),
+    )
+    for kind, expected in (("train", 36), ("evaluate", 4)):
+        metrics: Any = app(Message(content, 10, kind), context).content["metrics"]
+        assert metrics["num-examples"] == expected

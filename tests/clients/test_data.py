@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from clients.data import DataError, load_data
+from clients.data import DataError, load_data, load_own
 
 
 def write_npz(path: Path, **changes: np.ndarray) -> str:
@@ -68,7 +68,7 @@ def test_a_data_set_is_loaded_once() -> None:
     ("changes", "culprit"),
     [
         ({"y_test": None}, "y_test"),
-        ({"x_train": np.zeros((30, 7))}, "x_train"),
+        ({"x_train": np.zeros((30, 7, 1, 1, 1))}, "x_train"),
         ({"x_train": np.full((30, 6, 5, 3), np.nan)}, "x_train"),
         ({"y_train": np.zeros(29, dtype=int)}, "y_train"),
         ({"y_train": np.zeros(30)}, "y_train"),
@@ -87,3 +87,47 @@ def test_malformed_files_are_refused_by_name(tmp_path: Path, changes: dict[str, 
 def test_missing_data_sets_say_the_way_out(tmp_path: Path, name: str, hint: str) -> None:
     with pytest.raises(DataError, match=hint):
         load_data(name, str(tmp_path))
+
+
+def test_rows_of_features_are_images_of_one_pixel_with_a_scale_for_each_feature(tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    rows = rng.normal(size=(30, 5)) * np.array([1, 10, 100, 1000, 0]) + 3
+    data = load_data(write_npz(tmp_path / "rows.npz", x_train=rows, x_test=rows[:8]))
+    assert data.input_shape == (5, 1, 1)
+    spread = data.train.inputs().flatten(1).std(0, correction=0)
+    torch.testing.assert_close(spread, torch.tensor([1.0, 1, 1, 1, 0]), atol=1e-5, rtol=0)
+
+
+def test_a_nodes_own_examples_are_normalised_as_everybodys(tmp_path: Path) -> None:
+    data = load_data(write_npz(tmp_path / "all.npz"))
+    x = np.random.default_rng(2).integers(0, 256, (7, 6, 5, 3), dtype=np.uint8)
+    np.savez(tmp_path / "own.npz", x=x, y=np.arange(7) % 4)
+    own = load_own(str(tmp_path / "own.npz"), data)
+    assert torch.equal(own.images, torch.from_numpy(x.transpose(0, 3, 1, 2)))
+    assert own.labels.tolist() == [0, 1, 2, 3, 0, 1, 2]
+    assert torch.equal(own.mean, data.train.mean)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "words"),
+    [
+        ({"x": np.zeros((3, 6, 4, 3), np.uint8), "y": np.zeros(3, int)}, "but .* has"),
+        ({"x": np.zeros((3, 6, 5, 3)), "y": np.zeros(3, int)}, "float32"),
+        ({"x": np.zeros((3, 6, 5, 3), np.uint8), "y": np.full(3, 4)}, "class 4"),
+        ({"x": np.zeros((3, 6, 5, 3), np.uint8)}, "lacks the arrays y"),
+        (None, "there is no file"),
+    ],
+)
+def test_a_nodes_own_examples_of_another_form_are_refused(
+    tmp_path: Path, arrays: dict[str, np.ndarray] | None, words: str
+) -> None:
+    data = load_data(write_npz(tmp_path / "all.npz"))
+    if arrays is not None:
+        np.savez(tmp_path / "own.npz", **arrays)
+    with pytest.raises(DataError, match=words):
+        load_own(str(tmp_path / "own.npz"), data)
+
+
+def test_the_path_of_a_nodes_own_examples_is_a_full_one(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="full path"):
+        load_own("own.npz", load_data(write_npz(tmp_path / "all.npz")))
