@@ -548,7 +548,10 @@ def _check_exchange(options: MergeOptions, moments_from: MomentsFrom, exchanges:
     if moments_from not in get_args(MomentsFrom):
         choices = ", ".join(get_args(MomentsFrom))
         raise OptionError(f"moments cannot come from {moments_from!r}; choose one of {choices}")
-    if moments_from == "clients" and options.repair == "recalibrate":
-        raise OptionError('repair="recalibrate" needs data on the server; with moments_from="clients" use "repair"')
+    if moments_from == "clients" and options.repair in ("recalibrate", "least-squares", "least-squares-bounded"):
+        raise OptionError(
+            f'repair="{options.repair}" needs data on the server; with moments_from="clients" use "auto", "repair-bounded", '
+            '"repair" or "repair-pooled"'
+        )
     if exchanges < 1:
         raise OptionError(f"exchanges is {exchanges}; a repair by the clients takes at least 1")

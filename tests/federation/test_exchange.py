@@ -11,7 +11,7 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MessageType, MetricRecord, RecordDict
 from torch import Tensor, nn
 
-from c2m3_fl import C2M3, aggregate
+from c2m3_fl import C2M3, OptionError, aggregate
 from c2m3_fl.activations import measure
 from c2m3_fl.federation.client import MOMENTS_KEY, answer_moments, attach_moments
 from c2m3_fl.guard import CANDIDATES
@@ -366,8 +366,9 @@ def test_absurd_moments_do_not_ruin_the_network(flower_log: pytest.LogCaptureFix
 
 
 def test_options_that_contradict_each_other_are_an_error() -> None:
-    with pytest.raises(ValueError, match="needs data on the server"):
-        strategy(repair="recalibrate")
+    for method in ("recalibrate", "least-squares", "least-squares-bounded"):
+        with pytest.raises(OptionError, match="needs data on the server"):
+            strategy(repair=method)
     with pytest.raises(ValueError, match="cannot come from 'nowhere'"):
         strategy(moments_from="nowhere")
     with pytest.raises(ValueError, match="at least 1"):
