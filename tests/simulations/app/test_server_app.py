@@ -62,7 +62,7 @@ def test_c2m3s_options_are_run_config_keys(options: dict[str, Any]) -> None:
     assert ("c2m3-measuring-clients" in record.rounds[1].train) == (settings.moments_from == "clients")
     strategy = build_strategy("c2m3", settings, num_clients=3, calibration=calibration_inputs(settings))
     assert isinstance(strategy, C2M3)
-    given = (strategy.robust or "no", strategy.group_size or 0, strategy.moments_from)
+    given = (strategy.options.robust or "no", strategy.options.group_size or 0, strategy.moments_from)
     assert given == (settings.robust, settings.group_size, settings.moments_from)
 
 
