@@ -15,11 +15,13 @@ _IN_ONE_ROUND = (
     "c2m3-align",
     "c2m3-repair",
     "c2m3",
+    "c2m3-once",
     "c2m3-groups",
     "c2m3-private",
 )
 _IN_MANY_ROUNDS = (
     "fedavg",
+    "c2m3-default",
     "c2m3",
     "c2m3-unbounded",
     "fedavg-bounded",
@@ -30,7 +32,7 @@ _IN_MANY_ROUNDS = (
     "fedadam",
     "fedmedian",
 )
-_BRIEFLY = ("fedavg", "c2m3", "c2m3-momentum", "c2m3-unbounded", "fedavg-bounded", "fedprox", "fedadam")
+_BRIEFLY = ("fedavg", "c2m3-default", "c2m3", "c2m3-momentum", "c2m3-unbounded", "fedavg-bounded", "fedprox", "fedadam")
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,7 @@ def _thousand(base: SimulationSettings) -> Iterator[Federation]:
         )
 
 
-_BASE = SimulationSettings(validation_fraction=0.0, client_device="auto", server_device="auto")
+_BASE = SimulationSettings(repair="repair-bounded", validation_fraction=0.0, client_device="auto", server_device="auto")
 _DIGITS = replace(_BASE, dataset="digits", model="mlp", model_width=0.25)
 _MNIST = replace(_BASE, dataset="mnist", model="mlp", batch_size=64)
 _CIFAR10 = replace(_BASE, dataset="cifar10", model="cnn", batch_size=64)

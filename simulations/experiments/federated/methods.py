@@ -37,6 +37,8 @@ METHODS: dict[str, Method] = {
     "c2m3-align": Method("C2M3, no REPAIR", "#7fb2dd", {"strategy": "c2m3-align", "guard": False}),
     "c2m3-repair": Method("C2M3 + REPAIR", "#5b9bd5", {"strategy": "c2m3", "guard": False}),
     "c2m3": Method("C2M3 + REPAIR, guard", "#0b3d78", {"strategy": "c2m3"}),
+    "c2m3-default": Method("C2M3 as it is: least squares, guard", "#1b7837", {"strategy": "c2m3", "repair": "auto"}),
+    "c2m3-once": Method("C2M3 + least squares, guard", "#1b7837", {"strategy": "c2m3", "repair": "least-squares"}),
     "c2m3-unbounded": Method("C2M3 + unbounded REPAIR, guard", "#c77cba", {"strategy": "c2m3", "repair": "repair"}),
     "c2m3-momentum": Method(
         "C2M3 + REPAIR, guard, server momentum 0.5", "#08306b", {"strategy": "c2m3-momentum", "server_momentum": 0.5}
