@@ -164,6 +164,18 @@ def score(
     return Score(mean if math.isfinite(mean) else math.inf, errors)
 
 
+def precedence(*, gained: bool) -> tuple[Candidate, ...]:
+    """The order in which candidates are compared: of two that the examples cannot tell apart, the earlier one stays.
+
+    Parameters
+    ----------
+    gained
+        Whether the alignment has a larger objective than the clients as they came. Then its repaired average comes before
+        the plain one's: a repair makes either fit the calibration inputs, and only one of them averages like neurons.
+    """
+    return ("average", "aligned", "aligned-repaired", "average-repaired") if gained else CANDIDATES
+
+
 def best(scores: Mapping[Candidate, Score], doubt: float = 0.0) -> Candidate:
     """The candidate that beats the best one before it, in turn; the first if none does.
 

@@ -17,7 +17,7 @@ from c2m3_fl.activations.sites import Site
 from c2m3_fl.alignment import Alignment, MappedClients, align_clients
 from c2m3_fl.averaging import average_clients
 from c2m3_fl.errors import ClientError, OptionError
-from c2m3_fl.guard import CANDIDATES, Candidate, Score, Target, best, score, target, votes
+from c2m3_fl.guard import CANDIDATES, Candidate, Score, Target, best, precedence, score, target, votes
 from c2m3_fl.hierarchy import align_grouped
 from c2m3_fl.layout import StateDict
 from c2m3_fl.matching import IdentityFirst, RecordedActivationMatcher, resolve_matcher
@@ -142,7 +142,10 @@ class Session:
         scores = {} if wanted is None or not self.options.guard else self._scored(candidates, wanted)
         if scores:
             assert wanted is not None
-            chosen = best(scores, 0.0 if aligned.alignment.moved else wanted.doubt)
+            alignment = aligned.alignment
+            order = precedence(gained=alignment.objective > alignment.objective_before)
+            ordered = {name: scores[name] for name in order if name in scores}
+            chosen = best(ordered, 0.0 if alignment.moved else wanted.doubt)
         else:
             chosen = next(reversed(candidates))
         if self._refits:
