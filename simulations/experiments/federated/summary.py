@@ -115,9 +115,10 @@ def summarise(records: Sequence[Record]) -> list[Result]:
             for method in (*cell.methods, CLIENTS)
             if all((cell.name, method, seed) in known for seed in seeds)
         }
-        if seeds:
+        once = cell.settings.num_server_rounds == 1
+        if seeds and (CLIENTS in of or not once):  # what one round makes of clients is shown beside them
             outcomes = {method: Outcome.of(method, of[method]) for method in cell.methods if method in of}
-            peers = Peers.of(of[CLIENTS]) if cell.settings.num_server_rounds == 1 else None
+            peers = Peers.of(of[CLIENTS]) if once else None
             results.append(Result(cell, outcomes, peers, seeds))
     return results
 
